@@ -1,0 +1,294 @@
+"""
+The configuration: `shardmig.toml` (or `[tool.shardmig]` of a `pyproject.toml`) and the environment.
+
+Every error in it is reported at once, with its key and its cure. A URL's password is never shown: `Shard.address` is
+what messages print.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+from shardmig.errors import ConfigError
+
+__all__ = ["Config", "Lint", "Pace", "Rollout", "SessionSettings", "Shard", "load"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_FILES = ("shardmig.toml", "pyproject.toml")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _expand(value: object) -> object:
+    """Put environment variables into a URL; a missing one is an error, not an empty string."""
+    if not isinstance(value, str):
+        return value
+    missing = [name for name in _VARIABLE.findall(value) if name not in os.environ]
+    if missing:
+        raise ValueError(f"environment variable {missing[0]} is not set")
+    return _VARIABLE.sub(lambda match: os.environ[match[1]], value)
+
+
+def _shard_name(value: str) -> str:
+    if not _NAME.match(value):
+        raise ValueError("a shard's name is letters, digits, '_', '-' or '.', at most 63 of them")
+    return value
+
+
+class Shard(_Section):
+    """
+    One PostgreSQL database, or one schema of it, with a name.
+
+    Attributes:
+        name: unique in the fleet; kept in the shard's own ledger.
+        url: libpq URL or key=value string; `${VARIABLE}` is replaced from the environment.
+        schema_name: the schema that unqualified names mean (key `schema`).
+        wave: name of a rollout wave; "canary" goes first.
+        tags: free labels for choosing targets.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: Annotated[str, AfterValidator(_shard_name)]
+    url: Annotated[SecretStr, BeforeValidator(_expand)]
+    schema_name: str = Field("public", alias="schema", min_length=1, max_length=63)
+    wave: str | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """Host, port and database without user or password, for messages."""
+        url = self.url.get_secret_value()
+        if "://" not in url:
+            parts = dict(re.findall(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", url))
+            return f"{parts.get('host', 'local')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
+        split = urlsplit(url)
+        return f"{split.netloc.rpartition('@')[2] or 'local'}{split.path}"
+
+
+class SessionSettings(_Section):
+    """
+    How a session on a shard behaves.
+
+    Attributes:
+        owner: role that owns the tables; `SET ROLE` to it.
+        grant: role → privileges granted to it on new tables.
+        connect_timeout_s: seconds for one connection attempt.
+        lock_timeout_ms: the ladder of lock timeouts, one rung a real try; the last one repeats.
+        lock_wait_s: seconds after which a busy table parks the shard.
+        old_holder_ms: a transaction older than this on the table is waited for without queueing.
+        statement_timeout_s: limit of one structural statement; 0 is none.
+        drain_timeout_s: seconds after which a drain gives up, naming who is still open.
+        exempt_roles: roles whose transactions no drain waits for (backups: they read, they never decide).
+        synchronous_commit: set explicitly; "off" would let a crash forget what was reported.
+    """
+
+    owner: str | None = None
+    grant: dict[str, str] = {}
+    connect_timeout_s: int = Field(10, ge=1, le=300)
+    lock_timeout_ms: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = Field(
+        (10, 10, 20, 20, 50, 50, 100), min_length=1
+    )
+    lock_wait_s: float = Field(60.0, gt=0)
+    old_holder_ms: int = Field(200, ge=0)
+    statement_timeout_s: float = Field(30.0, ge=0)
+    drain_timeout_s: float = Field(600.0, gt=0)
+    exempt_roles: tuple[str, ...] = ()
+    synchronous_commit: Literal["on", "local", "remote_write", "remote_apply"] = "on"
+
+
+class Lint(_Section):
+    """
+    What the linter takes as known.
+
+    Attributes:
+        pg_versions: oldest and newest server major of the fleet.
+        schemas: schemas that plans may create tables in.
+        known_types: types beyond PostgreSQL's own that new columns may have.
+        known_functions: functions that defaults, indexes and moves may call.
+        imports: modules that scripts may import beyond the standard list.
+        start_after: revision up to which history is not judged (adopted from plain Alembic).
+    """
+
+    pg_versions: tuple[int, int] = (14, 18)
+    schemas: tuple[str, ...] = ("public",)
+    known_types: tuple[str, ...] = ()
+    known_functions: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    start_after: str = ""
+
+
+class Pace(_Section):
+    """
+    How fast rows are moved.
+
+    Attributes:
+        batch_target_ms: milliseconds that one batch's statement should take (3 is gentle, 20 is fast).
+        batch_rows: rows of the first batch.
+        batch_rows_min: floor of a batch.
+        batch_rows_max: ceiling of a batch.
+        max_rows_per_s: upper bound on rows a second; None is none.
+        max_replica_lag_s: a standby further behind stops the move; None ignores standbys.
+    """
+
+    batch_target_ms: float = Field(3.0, gt=0, le=1000)
+    batch_rows: int = Field(200, ge=1)
+    batch_rows_min: int = Field(50, ge=1)
+    batch_rows_max: int = Field(50_000, ge=1)
+    max_rows_per_s: int | None = Field(None, ge=1)
+    max_replica_lag_s: float | None = Field(5.0, gt=0)
+
+
+class Rollout(_Section):
+    """
+    How a fleet is walked.
+
+    Attributes:
+        jobs: shards at once.
+        bake_s: seconds between the canary and the rest.
+        waves: "doubling" (1, 2, 4, …) or "all".
+        on_failure: whether a failed shard stops the shards that have not begun.
+    """
+
+    jobs: int = Field(16, ge=1, le=1000)
+    bake_s: float = Field(0.0, ge=0)
+    waves: Literal["doubling", "all"] = "doubling"
+    on_failure: Literal["continue", "halt"] = "continue"
+
+
+class Config(_Section):
+    """
+    Everything that steers shardmig.
+
+    Attributes:
+        root: directory of the configuration file; relative paths start there.
+        migrations: directory of scripts and plans.
+        models: "package.module:Base.metadata" of the application's models.
+        shards_from: "package.module:function" that lists shards, instead of `shards`.
+        shards: the fleet by name, in the order written.
+    """
+
+    root: Path = Path()
+    migrations: Path = Path("migrations")
+    models: tuple[str, ...] = ()
+    shards_from: str | None = None
+    shards: dict[str, Shard] = {}
+    session: SessionSettings = SessionSettings()
+    lint: Lint = Lint()
+    pace: Pace = Pace()
+    rollout: Rollout = Rollout()
+
+    @property
+    def migrations_dir(self) -> Path:
+        """The directory of scripts and plans, as a path that can be opened."""
+        return self.root / self.migrations
+
+    def shard(self, name: str) -> Shard:
+        """
+        Return one shard by name.
+
+        Raises:
+            ConfigError: no such shard; names those that exist.
+        """
+        try:
+            return self.shards[name]
+        except KeyError:
+            known = ", ".join(list(self.shards)[:8]) or "none"
+            more = f" … {len(self.shards)} in all" if len(self.shards) > 8 else ""  # noqa: PLR2004 - what fits a line
+            raise ConfigError(f"no shard named {name!r}; known shards: {known}{more}") from None
+
+
+def load(path: Path | None = None) -> Config:
+    """
+    Read the configuration.
+
+    Args:
+        path: the file; by default `shardmig.toml`, or a `pyproject.toml` with `[tool.shardmig]`, in the working
+            directory or the nearest one above it.
+
+    Raises:
+        ConfigError: no file, not TOML, or any number of wrong keys, all of them listed.
+    """
+    found = path or _find(Path.cwd())
+    if found is None:
+        raise ConfigError("no shardmig.toml here or above; `shardmig init` writes one")
+    try:
+        written = tomllib.loads(found.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{found}: {error.strerror}; `shardmig init` writes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{found}: not valid TOML: {error}") from error
+    if found.name == "pyproject.toml":
+        written = written.get("tool", {}).get("shardmig", {})
+    return _parse(written, found)
+
+
+def _find(start: Path) -> Path | None:
+    for directory in (start, *start.parents):
+        for name in _FILES:
+            candidate = directory / name
+            if candidate.is_file() and (name != "pyproject.toml" or _has_section(candidate)):
+                return candidate
+    return None
+
+
+def _has_section(path: Path) -> bool:
+    try:
+        return "shardmig" in tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False
+
+
+def _parse(written: dict[str, Any], path: Path) -> Config:
+    shards = written.get("shards", {})
+    if isinstance(shards, Mapping):
+        named = {n: {"name": n, **body} if isinstance(body, Mapping) else body for n, body in shards.items()}
+        written = {**written, "shards": named}
+    try:
+        config = Config.model_validate({**written, "root": path.resolve().parent})
+    except ValidationError as error:
+        raise ConfigError("\n".join([f"{path}:", *(f"  {line}" for line in _problems(error))])) from None
+    if config.shards_from is None:
+        return config
+    if config.shards:
+        raise ConfigError(f"{path}: give either shards_from or [shards.*], not both")
+    return config.model_copy(update={"shards": _listed(config, path)})
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False, include_input=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            yield f"{key}: unknown key; take it out or correct its spelling"
+        elif problem["type"] == "missing":
+            yield f"{key}: missing; add it"
+        else:
+            yield f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _listed(config: Config, path: Path) -> dict[str, Shard]:
+    """Call the application's own list of shards."""
+    module_name, _, attribute = str(config.shards_from).partition(":")
+    if str(config.root) not in sys.path:
+        sys.path.insert(0, str(config.root))
+    try:
+        shards: Iterable[Shard] = getattr(importlib.import_module(module_name), attribute)()
+        listed = {shard.name: shard for shard in shards}
+    except Exception as error:
+        raise ConfigError(f"{path}: shards_from = {config.shards_from!r} failed: {error}") from error
+    if not listed:
+        raise ConfigError(f"{path}: shards_from = {config.shards_from!r} lists no shard")
+    return listed
