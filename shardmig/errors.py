@@ -245,7 +245,7 @@ class WrongTransaction(FlagError):
 
 
 class WriteRefused(FlagError):
-    """This transaction may not write here: the server is a standby, or the isolation level could lose a write."""
+    """The transaction may not write here: the server is a standby, or the isolation level could lose a write."""
 
 
 class ShardInMaintenance(FlagError):
