@@ -1,0 +1,459 @@
+"""
+The ledger of one shard: install, read, record.
+
+Reading is one flight of queries. Recording is done by server-side functions (`ledger.sql`) whose first write is the
+step row itself, so that a record commits with what it records and a runner that lost its turn writes nothing. Such a
+statement is a `Query`, ready to be put into a flight.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from psycopg import errors as pg
+
+from shardmig.errors import Fenced, PreflightFailed, ShardError, SwitchRefused, WrongShard
+from shardmig.plan import step_sha256
+from shardmig.session import Query
+from shardmig.states import EDGES, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from shardmig.plan import Plan
+    from shardmig.session import Session
+
+__all__ = [
+    "FENCED",
+    "LEDGER_VERSION",
+    "REFUSED",
+    "FlagRow",
+    "LogRow",
+    "MigrationRow",
+    "Records",
+    "StepRow",
+    "begin_migration",
+    "claim_step",
+    "end_turn",
+    "finish_migration",
+    "holder_name",
+    "install",
+    "os_user",
+    "read",
+    "read_log",
+    "record_batch",
+    "record_failure",
+    "record_step",
+    "set_maintenance",
+    "take_turn",
+    "translated",
+]
+
+LEDGER_VERSION = 1
+FENCED = "SM001"  # SQLSTATE: the step row belongs to another runner
+REFUSED = "SM002"  # SQLSTATE: the ledger's own rules refuse a change
+
+_INSTALL_LOCK = 0x5368_6D67  # one installer a database; any constant will do
+
+
+@dataclass(frozen=True, slots=True)
+class FlagRow:
+    """A flag as the ledger has it; `drained`, `new_valid`, `old_valid` are the guards of its edges."""
+
+    flag: str
+    revision: str
+    state: int
+    has_move: bool
+    cross_table: bool
+    needs: list[str]
+    drained: bool
+    new_valid: bool
+    old_valid: bool
+    epoch: int
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRow:
+    """A plan begun on this shard, with the text that was executed."""
+
+    revision: str
+    position: int
+    flag: str
+    sha256: str
+    plan: str
+    started_at: datetime
+    finished_at: datetime | None
+    started_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """
+    One step's record.
+
+    Keys (`upto`, `cursor`, `check_cursor`) are the text forms of the key columns, one element a column.
+    """
+
+    revision: str
+    number: int
+    kind: str
+    sha256: str
+    status: str
+    term: int
+    attempts: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: str | None
+    direction: str | None
+    bounded_at: datetime | None
+    upto: list[str] | None
+    cursor: list[str] | None
+    rows: int
+    batches: int
+    rows_estimated: int | None
+    check_cursor: list[str] | None
+    checked_at: datetime | None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left of this step."""
+        return self.status == "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One line of the append-only log."""
+
+    at: datetime
+    action: str
+    flag: str | None
+    revision: str | None
+    before: str | None
+    after: str | None
+    reason: str | None
+    session_user_name: str
+    os_user: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """
+    Everything the ledger knows about one shard, read in one flight.
+
+    Attributes:
+        shard: the shard's name.
+        epoch: token of the present flags.
+        maintenance: 0 none, 1 read-only, 2 offline; `reason` says why.
+        term: term of the last runner.
+        holder: who that was, and `since` when; None when its turn is over.
+        flags: by name.
+        migrations: by revision, in the order of the history.
+        steps: by revision and number.
+    """
+
+    shard: str
+    epoch: int = 0
+    maintenance: int = 0
+    reason: str | None = None
+    term: int = 0
+    holder: str | None = None
+    since: datetime | None = None
+    flags: dict[str, FlagRow] = field(default_factory=dict)
+    migrations: dict[str, MigrationRow] = field(default_factory=dict)
+    steps: dict[tuple[str, int], StepRow] = field(default_factory=dict)
+
+    def state(self, flag: str) -> State:
+        """Return a flag's state; no row is OLD."""
+        row = self.flags.get(flag)
+        return State.OLD if row is None else State(row.state)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Install
+
+
+async def install(session: Session) -> None:
+    """
+    Make sure that the database has a ledger and that it knows this session's shard.
+
+    Safe under concurrency: installers of one database wait for each other. Everything commits at once or not at all.
+
+    Raises:
+        WrongShard: the schema belongs to another shard, or the name to another schema; nothing was written.
+        PreflightFailed: the owner role may not create the ledger's schema.
+        ShardError: the ledger is newer than this shardmig.
+    """
+    try:
+        async with session.transaction():
+            await session.execute("SELECT pg_advisory_xact_lock($1)", [_INSTALL_LOCK])
+            if not await _installed(session):
+                # One text, many statements: the simple protocol, for the ledger's own file alone.
+                await session.connection.cursor().execute(_script())
+            await _register(session)
+    except pg.InsufficientPrivilege as error:
+        raise PreflightFailed(
+            f"the ledger cannot be installed ({error.diag.message_primary}); run there as a superuser: "
+            "GRANT CREATE ON DATABASE <database> TO <owner role>",
+            shard=session.shard.name,
+        ) from error
+
+
+async def _installed(session: Session) -> bool:
+    found = await session.execute("SELECT to_regprocedure('shardmig.ledger_version()') IS NOT NULL")
+    if not found.value:
+        return False
+    version = (await session.execute("SELECT shardmig.ledger_version()")).value
+    if version > LEDGER_VERSION:
+        raise ShardError(
+            f"its ledger is version {version}, this shardmig knows {LEDGER_VERSION}; upgrade shardmig here",
+            shard=session.shard.name,
+        )
+    return True
+
+
+async def _register(session: Session) -> None:
+    shard = session.shard
+    known = await session.execute(
+        "SELECT shard, schema_name FROM shardmig.shard WHERE shard = $1 OR schema_name = $2",
+        [shard.name, shard.schema_name],
+    )
+    if known.rows == [(shard.name, shard.schema_name)]:
+        return
+    if known.rows:
+        name, schema = known.rows[0]
+        raise WrongShard(
+            f"{shard.address} schema {schema!r} is shard {name!r}; correct the url or schema of {shard.name!r}, "
+            "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
+            shard=shard.name,
+        )
+    await session.flight(
+        [
+            Query(
+                "INSERT INTO shardmig.shard (shard, schema_name, epoch) VALUES ($1, $2, shardmig.draw_epoch())",
+                [shard.name, shard.schema_name],
+            ),
+            Query("INSERT INTO shardmig.runner (shard) VALUES ($1)", [shard.name]),
+        ]
+    )
+
+
+def _script() -> bytes:
+    edges = ", ".join(
+        f"({e.source.value}, {e.target.value}, '{e.guard.value}', {str(e.has_move).lower()}, "
+        f"{'NULL' if e.invalidates is None else repr(e.invalidates)}::text, {str(e.forgets).lower()}, '{e.when}')"
+        for e in EDGES
+    )
+    text = resources.files("shardmig").joinpath("ledger.sql").read_text(encoding="utf-8")
+    return text.format(edges=edges, version=LEDGER_VERSION).encode()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Read
+
+_SHARD = """
+SELECT s.shard, s.schema_name, shardmig.ledger_version(), s.epoch, s.maintenance, s.reason, r.term, r.holder, r.since
+FROM shardmig.shard s JOIN shardmig.runner r USING (shard) WHERE s.shard = $1 OR s.schema_name = $2"""
+_FLAGS = """
+SELECT flag, revision, state, has_move, cross_table, needs, drained, new_valid, old_valid, epoch, changed_at
+FROM shardmig.flag WHERE shard = $1 ORDER BY revision"""
+_MIGRATIONS = """
+SELECT revision, position, flag, sha256, plan, started_at, finished_at, started_by
+FROM shardmig.migration WHERE shard = $1 ORDER BY position"""
+_STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
+    bounded_at, upto, cursor, rows, batches, rows_estimated, check_cursor, checked_at"""
+_CLAIM = f"SELECT {_STEP_COLUMNS} FROM shardmig.claim_step($1, $2, $3, $4)"
+_STEPS = f"SELECT {_STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 ORDER BY revision, number"
+_LOG = """
+SELECT at, action, flag, revision, before, after, reason, session_user_name, os_user
+FROM shardmig.log WHERE shard = $1 ORDER BY id"""
+
+
+async def read(session: Session) -> Records | None:
+    """
+    Read everything about a session's shard, in two round trips.
+
+    Returns:
+        None when the database has no ledger yet, or has one that does not know this shard's schema yet.
+
+    Raises:
+        WrongShard: the schema is another shard's, or the name another schema's; nothing was written.
+    """
+    shard = session.shard
+    try:
+        known = await session.execute(_SHARD, [shard.name, shard.schema_name])
+    except (pg.UndefinedTable, pg.InvalidSchemaName):
+        return None
+    if not known.rows:
+        return None
+    if len(known.rows) > 1 or known.rows[0][:2] != (shard.name, shard.schema_name):
+        name, schema = next(row[:2] for row in known.rows if row[:2] != (shard.name, shard.schema_name))
+        raise WrongShard(
+            f"{shard.address} schema {schema!r} is shard {name!r}; correct the url or schema of {shard.name!r}, "
+            "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
+            shard=shard.name,
+        )
+    _, _, version, *head = known.rows[0]
+    if version > LEDGER_VERSION:
+        raise ShardError(
+            f"its ledger is version {version}, this shardmig knows {LEDGER_VERSION}; upgrade shardmig here",
+            shard=shard.name,
+        )
+    flags, migrations, steps = await session.flight(
+        [Query(sql, [shard.name]) for sql in (_FLAGS, _MIGRATIONS, _STEPS)],
+    )
+    return Records(
+        shard.name,
+        *head,
+        flags={row[0]: FlagRow(*row) for row in flags.rows},
+        migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
+        steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},
+    )
+
+
+async def read_log(session: Session) -> list[LogRow]:
+    """Read the append-only log of a shard, oldest line first."""
+    return await session.fetch(LogRow, _LOG, [session.shard.name])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Record
+
+
+def holder_name() -> str:
+    """Name this runner for others: user, host and process."""
+    return f"{os_user()}@{socket.gethostname()} pid {os.getpid()}"
+
+
+def os_user() -> str:
+    """Name the operating system's user, for the log."""
+    with suppress(Exception):  # no passwd entry in a container is no reason to stop
+        return getpass.getuser()
+    return str(os.getuid())
+
+
+async def take_turn(session: Session) -> int:
+    """
+    Become the one who writes to this shard: raise the runner's term and return it.
+
+    The session holds the shard's advisory lock; after a reconnect this is called again, before any cursor is read.
+    """
+    taken = await session.execute(
+        "UPDATE shardmig.runner SET term = term + 1, holder = $2, since = clock_timestamp() WHERE shard = $1 "
+        "RETURNING term",
+        [session.shard.name, holder_name()],
+    )
+    return int(taken.value)
+
+
+def end_turn(shard: str, term: int) -> Query:
+    """Say that nobody works on the shard any more; a successor's entry is left alone."""
+    return Query("UPDATE shardmig.runner SET holder = NULL, since = NULL WHERE shard = $1 AND term = $2", (shard, term))
+
+
+def begin_migration(shard: str, plan: Plan, *, position: int, text: str) -> list[Query]:
+    """
+    Enter a plan, its steps and its flag; everything is there already when it was begun before.
+
+    The plan kept is the one first begun: `pending` compares it with the committed one.
+    """
+    touch = any(move.touch_source for _, move in plan.moves)
+    return [
+        Query(
+            "INSERT INTO shardmig.migration (shard, revision, position, flag, sha256, plan, started_by) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            (shard, plan.revision, position, plan.flag, plan.sha256, text, holder_name()),
+        ),
+        Query(
+            "INSERT INTO shardmig.step (shard, revision, number, kind, sha256) "
+            "SELECT $1, $2, n, k, h FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h) "
+            "ON CONFLICT DO NOTHING",
+            (
+                shard,
+                plan.revision,
+                list(range(1, len(plan.steps) + 1)),
+                [step.kind for step in plan.steps],
+                [step_sha256(step) for step in plan.steps],
+            ),
+        ),
+        Query(
+            "INSERT INTO shardmig.flag (shard, flag, revision, has_move, cross_table, touch_source, needs) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            (shard, plan.flag, plan.revision, plan.has_move, plan.cross_table, touch, list(plan.needs)),
+        ),
+    ]
+
+
+def finish_migration(shard: str, revision: str) -> Query:
+    """Note that no step of a plan is left."""
+    return Query(
+        "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()) "
+        "WHERE shard = $1 AND revision = $2",
+        (shard, revision),
+    )
+
+
+async def claim_step(session: Session, revision: str, number: int, term: int) -> StepRow:
+    """
+    Put this runner's term into a step row, then read the row.
+
+    Waits for the row's lock, so a transaction in doubt has ended one way or the other when the cursor is read.
+
+    Raises:
+        Fenced: another runner took the shard over.
+    """
+    shard = session.shard.name
+    with translated(shard, f"{revision} step {number}"):
+        [row] = (await session.execute(_CLAIM, [shard, revision, number, term])).rows
+    return StepRow(*row)
+
+
+def record_step(shard: str, revision: str, number: int, term: int) -> Query:
+    """Record a step as done: the first write of the transaction that does it."""
+    return Query("SELECT shardmig.record_step($1, $2, $3, $4)", (shard, revision, number, term))
+
+
+def record_batch(  # noqa: PLR0917 - the columns of one row
+    shard: str, revision: str, number: int, term: int, expected: list[str] | None, reached: list[str], rows: int
+) -> Query:
+    """Record a batch: moves the cursor from `expected` to `reached`, the first write of the batch's transaction."""
+    return Query(
+        "SELECT shardmig.record_batch($1, $2, $3, $4, $5, $6, $7)",
+        (shard, revision, number, term, expected, reached, rows),
+    )
+
+
+def record_failure(shard: str, revision: str, number: int, term: int, error: str) -> Query:
+    """Keep the reason why a step failed; what it did was rolled back."""
+    return Query(
+        "UPDATE shardmig.step SET status = 'FAILED', error = $5 "
+        "WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4 AND status <> 'DONE'",
+        (shard, revision, number, term, error[:2000]),
+    )
+
+
+async def set_maintenance(session: Session, mode: str, reason: str | None) -> None:
+    """Set maintenance "off", "read-only" or "offline"; the caller drains before relying on it."""
+    with translated(session.shard.name):
+        await session.execute("SELECT shardmig.maintenance($1, $2, $3)", [mode, reason, session.shard.name])
+
+
+@contextmanager
+def translated(shard: str, step: str | None = None) -> Iterator[None]:
+    """Turn the SQLSTATEs of the ledger's functions and trigger into Fenced and SwitchRefused; others pass."""
+    try:
+        yield
+    except pg.Error as error:
+        if error.sqlstate == FENCED:
+            raise Fenced(None, shard=shard, step=step) from error
+        if error.sqlstate == REFUSED:
+            hint = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
+            raise SwitchRefused(f"{error.diag.message_primary}{hint}", shard=shard, step=step) from error
+        raise

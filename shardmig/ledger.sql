@@ -1,0 +1,359 @@
+-- The ledger: what was done to the shards of this database, and in which state each flag is.
+--
+-- Every table is keyed by shard, for one database may hold many (a shard may be a schema). Application roles read
+-- `shard` and `flag` inside their own transactions; columns of those two never change, since an ALTER would queue every
+-- BEGIN: new needs get new tables. {edges} and {version} are filled in from shardmig.states and shardmig.ledger.
+
+CREATE SCHEMA shardmig;
+COMMENT ON SCHEMA shardmig IS 'shardmig: per-shard version flags and the ledger of applied migrations';
+
+---------------------------------------------------------------------------------------------------------------------
+-- Read by application code
+
+CREATE TABLE shardmig.shard (
+    shard         text PRIMARY KEY,
+    epoch         bigint NOT NULL,
+    maintenance   smallint NOT NULL DEFAULT 0 CHECK (maintenance BETWEEN 0 AND 2),
+    reason        text,
+    retry_after_s int NOT NULL DEFAULT 30 CHECK (retry_after_s > 0),
+    schema_name   text NOT NULL DEFAULT 'public' UNIQUE
+);
+COMMENT ON TABLE shardmig.shard IS 'Shards that live in this database: the name is the identity, checked by every transaction';
+COMMENT ON COLUMN shardmig.shard.epoch IS 'Random token, drawn anew whenever a flag of the shard changes; a counter would repeat after a failover';
+COMMENT ON COLUMN shardmig.shard.maintenance IS '0 none, 1 read-only, 2 offline';
+COMMENT ON COLUMN shardmig.shard.reason IS 'Why the shard is in maintenance';
+COMMENT ON COLUMN shardmig.shard.schema_name IS 'The schema that holds the shard''s tables: one schema, one shard';
+COMMENT ON COLUMN shardmig.shard.retry_after_s IS 'Seconds after which a client that met maintenance should try again';
+
+CREATE TABLE shardmig.flag (
+    shard        text NOT NULL REFERENCES shardmig.shard,
+    flag         text NOT NULL,
+    revision     text NOT NULL,
+    state        smallint NOT NULL DEFAULT 0 CHECK (state BETWEEN 0 AND 3),
+    has_move     boolean NOT NULL,
+    cross_table  boolean NOT NULL DEFAULT false,
+    touch_source boolean NOT NULL DEFAULT false,
+    needs        text[] NOT NULL DEFAULT '{{}}',
+    drained      boolean NOT NULL DEFAULT true,
+    new_valid    boolean NOT NULL DEFAULT false,
+    old_valid    boolean NOT NULL DEFAULT true,
+    epoch        bigint NOT NULL DEFAULT 0,
+    changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (shard, flag)
+);
+COMMENT ON TABLE shardmig.flag IS 'One switch a migration; UPDATE of state is lawful or an error, the trigger decides';
+COMMENT ON COLUMN shardmig.flag.state IS '0 OLD, 1 DUAL, 2 LIVE, 3 DONE';
+COMMENT ON COLUMN shardmig.flag.has_move IS 'Walks OLD-DUAL-LIVE-DONE; false: OLD-LIVE, meaning only that the structure is there';
+COMMENT ON COLUMN shardmig.flag.cross_table IS 'The move fills another table than the one it reads';
+COMMENT ON COLUMN shardmig.flag.touch_source IS 'The move touches its source rows, so REPEATABLE READ writers retry instead of missing rows';
+COMMENT ON COLUMN shardmig.flag.needs IS 'Flags that must be LIVE here before this one leaves OLD';
+COMMENT ON COLUMN shardmig.flag.drained IS 'Every transaction that was open at the last flip is over';
+COMMENT ON COLUMN shardmig.flag.new_valid IS 'New was moved and checked, and every writer since wrote it';
+COMMENT ON COLUMN shardmig.flag.old_valid IS 'Old is fresh: DONE was never visited, or a reverse move was checked';
+COMMENT ON COLUMN shardmig.flag.epoch IS 'Token of this flag''s own last flip: a late drain may only vouch for that one';
+
+---------------------------------------------------------------------------------------------------------------------
+-- Read and written by runners
+
+CREATE TABLE shardmig.runner (
+    shard  text PRIMARY KEY REFERENCES shardmig.shard,
+    term   bigint NOT NULL DEFAULT 0,
+    holder text,
+    since  timestamptz
+);
+COMMENT ON TABLE shardmig.runner IS 'Whose turn it is to write as runner';
+COMMENT ON COLUMN shardmig.runner.term IS 'Raised by every takeover and every reconnect';
+
+CREATE TABLE shardmig.migration (
+    shard       text NOT NULL REFERENCES shardmig.shard,
+    revision    text NOT NULL,
+    position    int NOT NULL,
+    flag        text NOT NULL,
+    sha256      text NOT NULL,
+    plan        text NOT NULL,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz,
+    started_by  text NOT NULL,
+    PRIMARY KEY (shard, revision)
+);
+COMMENT ON TABLE shardmig.migration IS 'Plans begun on a shard, with the text that was executed';
+COMMENT ON COLUMN shardmig.migration.position IS 'Place in the history, from 1';
+COMMENT ON COLUMN shardmig.migration.sha256 IS 'Hash of everything executed; another plan under the same revision is PlanChanged';
+
+CREATE TABLE shardmig.step (
+    shard          text NOT NULL,
+    revision       text NOT NULL,
+    number         int NOT NULL,
+    kind           text NOT NULL CHECK (kind IN ('statement', 'move', 'switch')),
+    sha256         text NOT NULL,
+    status         text NOT NULL DEFAULT 'PENDING' CHECK (status IN ('PENDING', 'RUNNING', 'DONE', 'FAILED')),
+    term           bigint NOT NULL DEFAULT 0,
+    attempts       int NOT NULL DEFAULT 0,
+    started_at     timestamptz,
+    finished_at    timestamptz,
+    error          text,
+    direction      text CHECK (direction IN ('forward', 'back')),
+    bounded_at     timestamptz,
+    upto           text[],
+    cursor         text[],
+    rows           bigint NOT NULL DEFAULT 0,
+    batches        bigint NOT NULL DEFAULT 0,
+    rows_estimated bigint,
+    check_cursor   text[],
+    checked_at     timestamptz,
+    PRIMARY KEY (shard, revision, number),
+    FOREIGN KEY (shard, revision) REFERENCES shardmig.migration
+);
+COMMENT ON TABLE shardmig.step IS 'Steps of the plans; a record commits together with what it records';
+COMMENT ON COLUMN shardmig.step.term IS 'The runner that may write this step; 0 after a flip, which fences a running move';
+COMMENT ON COLUMN shardmig.step.bounded_at IS 'When the last key to move was read; upto is NULL on an empty table';
+COMMENT ON COLUMN shardmig.step.cursor IS 'Key of the last row moved, as text, one element a column';
+COMMENT ON COLUMN shardmig.step.check_cursor IS 'Key of the last row checked';
+
+CREATE TABLE shardmig.log (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    shard        text NOT NULL,
+    action       text NOT NULL,
+    flag         text,
+    revision     text,
+    before       text,
+    after        text,
+    reason       text,
+    session_user_name text NOT NULL DEFAULT session_user,
+    os_user      text DEFAULT current_setting('shardmig.os_user', true)
+);
+COMMENT ON TABLE shardmig.log IS 'Append-only: who switched, took over, amended, set maintenance; from what, to what, when and why';
+
+CREATE FUNCTION shardmig.ledger_version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT {version}';
+
+CREATE VIEW shardmig.edge (source, target, guard, has_move, invalidates, forgets, taken) AS
+    VALUES {edges};
+COMMENT ON VIEW shardmig.edge IS 'Every lawful change of a flag';
+
+---------------------------------------------------------------------------------------------------------------------
+-- What keeps it true
+
+CREATE FUNCTION shardmig.state_name(state smallint) RETURNS text LANGUAGE sql IMMUTABLE
+    AS $$SELECT (ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'])[state + 1]$$;
+
+CREATE FUNCTION shardmig.draw_epoch() RETURNS bigint LANGUAGE sql VOLATILE
+    AS $$SELECT ('x' || translate(left(gen_random_uuid()::text, 18), '-', ''))::bit(64)::bigint$$;
+
+-- A flip and its bookkeeping are one UPDATE: whoever writes it, psql at night included, gets all of it or an error.
+CREATE FUNCTION shardmig.on_flag_write() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    edge shardmig.edge%ROWTYPE;
+    other text;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        RAISE EXCEPTION 'flag % of shard % cannot be deleted: no row would mean OLD', OLD.flag, OLD.shard
+            USING ERRCODE = 'SM002';
+    END IF;
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.state <> 0 OR NEW.new_valid OR NOT NEW.old_valid THEN
+            RAISE EXCEPTION 'flag % of shard % must begin as OLD', NEW.flag, NEW.shard USING ERRCODE = 'SM002';
+        END IF;
+        UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = NEW.shard RETURNING epoch INTO NEW.epoch;
+        RETURN NEW;
+    END IF;
+    IF (NEW.shard, NEW.flag, NEW.revision, NEW.has_move) IS DISTINCT FROM (OLD.shard, OLD.flag, OLD.revision, OLD.has_move)
+    THEN
+        RAISE EXCEPTION 'flag % of shard %: its identity cannot change', OLD.flag, OLD.shard USING ERRCODE = 'SM002';
+    END IF;
+
+    IF NEW.state = OLD.state THEN
+        -- Bookkeeping between two flips: a bit may only be earned in the state that can earn it.
+        IF NEW.epoch <> OLD.epoch THEN
+            RAISE EXCEPTION 'the epoch of a flag is drawn by its flip' USING ERRCODE = 'SM002';
+        END IF;
+        IF NEW.new_valid AND NOT OLD.new_valid AND NOT (OLD.state = 1 AND OLD.drained) THEN
+            RAISE EXCEPTION 'flag % of shard %: new becomes valid only in DUAL, after the drain', OLD.flag, OLD.shard
+                USING ERRCODE = 'SM002';
+        END IF;
+        IF NEW.old_valid AND NOT OLD.old_valid AND NOT (OLD.state = 2 AND OLD.drained) THEN
+            RAISE EXCEPTION 'flag % of shard %: old becomes valid only in LIVE, after the drain', OLD.flag, OLD.shard
+                USING ERRCODE = 'SM002';
+        END IF;
+        RETURN NEW;
+    END IF;
+
+    SELECT * INTO edge FROM shardmig.edge e
+        WHERE e.source = OLD.state AND e.target = NEW.state AND e.has_move = OLD.has_move;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'flag % of shard % cannot go from % to %: one edge at a time', OLD.flag, OLD.shard,
+            shardmig.state_name(OLD.state), shardmig.state_name(NEW.state) USING ERRCODE = 'SM002';
+    END IF;
+    IF edge.guard <> '' AND NOT (to_jsonb(OLD) ->> edge.guard)::boolean THEN
+        RAISE EXCEPTION 'flag % of shard % cannot go from % to % yet: %', OLD.flag, OLD.shard,
+            shardmig.state_name(OLD.state), shardmig.state_name(NEW.state),
+            CASE edge.guard
+                WHEN 'drained' THEN 'transactions older than the last flip may still be open'
+                WHEN 'new_valid' THEN 'new was not moved and checked'
+                ELSE 'old is stale until a reverse move was checked' END
+            USING ERRCODE = 'SM002', HINT = 'shardmig switch does what is missing first';
+    END IF;
+
+    -- Everybody who changes a flag of this shard meets on this row; what follows sees their commits.
+    UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = OLD.shard RETURNING epoch INTO NEW.epoch;
+    IF OLD.state = 0 THEN
+        SELECT n.name INTO other FROM unnest(OLD.needs) AS n (name)
+            WHERE NOT EXISTS (SELECT FROM shardmig.flag f
+                WHERE f.shard = OLD.shard AND f.flag = n.name AND f.state >= 2) LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'flag % of shard % needs % LIVE first', OLD.flag, OLD.shard, other USING ERRCODE = 'SM002';
+        END IF;
+    ELSIF OLD.state = 2 AND NEW.state < 2 THEN
+        SELECT f.flag INTO other FROM shardmig.flag f
+            WHERE f.shard = OLD.shard AND f.state > 0 AND OLD.flag = ANY (f.needs) LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'flag % of shard % cannot leave LIVE: % reads from it; take that one back to OLD first',
+                OLD.flag, OLD.shard, other USING ERRCODE = 'SM002';
+        END IF;
+    END IF;
+
+    NEW.drained := false;
+    NEW.new_valid := OLD.new_valid AND edge.invalidates IS DISTINCT FROM 'new_valid';
+    NEW.old_valid := OLD.old_valid AND edge.invalidates IS DISTINCT FROM 'old_valid';
+    NEW.changed_at := clock_timestamp();
+    -- term = 0 fences a mover that is between two batches; the row lock waits for one inside a batch.
+    UPDATE shardmig.step SET term = 0,
+            status = CASE WHEN edge.forgets THEN 'PENDING' ELSE status END,
+            direction = CASE WHEN edge.forgets THEN NULL ELSE direction END,
+            bounded_at = CASE WHEN edge.forgets THEN NULL ELSE bounded_at END,
+            upto = CASE WHEN edge.forgets THEN NULL ELSE upto END,
+            cursor = CASE WHEN edge.forgets THEN NULL ELSE cursor END,
+            check_cursor = CASE WHEN edge.forgets THEN NULL ELSE check_cursor END,
+            checked_at = CASE WHEN edge.forgets THEN NULL ELSE checked_at END,
+            rows = CASE WHEN edge.forgets THEN 0 ELSE rows END,
+            batches = CASE WHEN edge.forgets THEN 0 ELSE batches END,
+            error = CASE WHEN edge.forgets THEN NULL ELSE error END
+        WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
+    INSERT INTO shardmig.log (shard, action, flag, revision, before, after, reason)
+        VALUES (OLD.shard, 'switch', OLD.flag, OLD.revision, shardmig.state_name(OLD.state),
+            shardmig.state_name(NEW.state), nullif(current_setting('shardmig.reason', true), ''));
+    PERFORM pg_notify('shardmig', OLD.shard);  -- a hint for dashboards; nothing relies on it
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER on_flag_write BEFORE INSERT OR UPDATE OR DELETE ON shardmig.flag
+    FOR EACH ROW EXECUTE FUNCTION shardmig.on_flag_write();
+
+CREATE FUNCTION shardmig.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% on shardmig.% is not allowed: the log is append-only', TG_OP, TG_TABLE_NAME USING ERRCODE = 'SM002';
+END $$;
+
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON shardmig.log
+    FOR EACH STATEMENT EXECUTE FUNCTION shardmig.refuse();
+
+---------------------------------------------------------------------------------------------------------------------
+-- What runners call: the first write of each recording transaction, one round trip with what it records.
+-- The step row is the fence: comparing a term anywhere else would let a batch happen twice.
+
+CREATE FUNCTION shardmig.claim_step(of_shard text, of_revision text, of_number int, my_term bigint)
+    RETURNS shardmig.step LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    claimed shardmig.step;
+BEGIN
+    PERFORM FROM shardmig.runner r WHERE r.shard = of_shard AND r.term = my_term FOR SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'another runner took shard % over', of_shard USING ERRCODE = 'SM001';
+    END IF;
+    -- Waits for the row lock: an in-doubt transaction of the runner before has ended when the cursor is read here.
+    UPDATE shardmig.step s SET term = my_term, attempts = attempts + 1, error = NULL,
+            status = CASE s.status WHEN 'DONE' THEN 'DONE' ELSE 'RUNNING' END,
+            started_at = coalesce(s.started_at, clock_timestamp())
+        WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number AND s.term <= my_term
+        RETURNING s.* INTO claimed;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'another runner took shard % over', of_shard USING ERRCODE = 'SM001';
+    END IF;
+    RETURN claimed;
+END $$;
+
+CREATE FUNCTION shardmig.record_step(of_shard text, of_revision text, of_number int, my_term bigint)
+    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE shardmig.step s SET status = 'DONE', finished_at = clock_timestamp(), error = NULL
+        WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number
+            AND s.term = my_term AND s.status <> 'DONE';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'step % of % on shard % is no longer this runner''s', of_number, of_revision, of_shard
+            USING ERRCODE = 'SM001';
+    END IF;
+END $$;
+
+CREATE FUNCTION shardmig.record_batch(of_shard text, of_revision text, of_number int, my_term bigint,
+        expected text[], reached text[], moved bigint)
+    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE shardmig.step s SET cursor = reached, rows = s.rows + moved, batches = s.batches + 1
+        WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number
+            AND s.term = my_term AND s.cursor IS NOT DISTINCT FROM expected;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'step % of % on shard % is no longer this runner''s', of_number, of_revision, of_shard
+            USING ERRCODE = 'SM001';
+    END IF;
+END $$;
+
+---------------------------------------------------------------------------------------------------------------------
+-- What operators call; GRANT EXECUTE to whom you trust with it
+
+CREATE FUNCTION shardmig.only_shard(named text) RETURNS text LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found_shards text[];
+BEGIN
+    SELECT array_agg(s.shard ORDER BY s.shard) INTO found_shards FROM shardmig.shard s
+        WHERE named IS NULL OR s.shard = named;
+    IF cardinality(found_shards) = 1 THEN
+        RETURN found_shards[1];
+    END IF;
+    RAISE EXCEPTION 'name one of the shards of this database: %',
+        (SELECT string_agg(s.shard, ', ' ORDER BY s.shard) FROM shardmig.shard s) USING ERRCODE = 'SM002';
+END $$;
+
+CREATE FUNCTION shardmig.switch(of_flag text, to_state text, why text, of_shard text DEFAULT NULL) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    wanted int := array_position(ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'], upper(to_state)) - 1;
+    here text := shardmig.only_shard(of_shard);
+BEGIN
+    IF wanted IS NULL THEN
+        RAISE EXCEPTION 'no state %: OLD, DUAL, LIVE or DONE', to_state USING ERRCODE = 'SM002';
+    END IF;
+    PERFORM set_config('shardmig.reason', coalesce(why, ''), true);
+    UPDATE shardmig.flag f SET state = wanted WHERE f.shard = here AND f.flag = of_flag;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'shard % has no flag %', here, of_flag USING ERRCODE = 'SM002';
+    END IF;
+    RETURN format('%s: %s is %s', here, of_flag, upper(to_state));
+END $$;
+COMMENT ON FUNCTION shardmig.switch IS 'One edge of a flag, e.g. SELECT shardmig.switch(''split_name'', ''DUAL'', ''wrong names'')';
+
+CREATE FUNCTION shardmig.maintenance(mode text, why text, of_shard text DEFAULT NULL) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    wanted int := array_position(ARRAY['off', 'read-only', 'offline'], lower(mode)) - 1;
+    here text := shardmig.only_shard(of_shard);
+    before int;
+BEGIN
+    IF wanted IS NULL THEN
+        RAISE EXCEPTION 'no mode %: off, read-only or offline', mode USING ERRCODE = 'SM002';
+    END IF;
+    SELECT s.maintenance INTO before FROM shardmig.shard s WHERE s.shard = here FOR UPDATE;
+    UPDATE shardmig.shard s SET maintenance = wanted, reason = CASE WHEN wanted > 0 THEN why END WHERE s.shard = here;
+    INSERT INTO shardmig.log (shard, action, before, after, reason)
+        VALUES (here, 'maintenance', (ARRAY['off', 'read-only', 'offline'])[before + 1], lower(mode), why);
+    RETURN format('%s: maintenance %s', here, lower(mode));
+END $$;
+COMMENT ON FUNCTION shardmig.maintenance IS 'Maintenance off, read-only or offline; drain afterwards before relying on it';
+
+---------------------------------------------------------------------------------------------------------------------
+-- Rights: flags hold no secret, and one forgotten role would fail every transaction
+
+GRANT USAGE ON SCHEMA shardmig TO PUBLIC;
+GRANT SELECT ON shardmig.shard, shardmig.flag, shardmig.edge TO PUBLIC;
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA shardmig FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION shardmig.ledger_version(), shardmig.state_name(smallint) TO PUBLIC;
