@@ -1,0 +1,164 @@
+"""
+What the runner and the fleet say while they work; they never print, whoever listens does.
+
+Events are facts about one shard, in the order they happened there. Nothing may depend on being heard: a listener that
+is slow or absent changes nothing on a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shardmig.states import State
+
+__all__ = [
+    "BatchDone",
+    "Blocker",
+    "Draining",
+    "Event",
+    "FlagSwitched",
+    "Listener",
+    "OutcomeReached",
+    "StepDone",
+    "StepStarted",
+    "TookOver",
+    "Waiting",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """
+    Somebody else's transaction that is in the way; what this role may not see is None.
+
+    Attributes:
+        pid: its server process; None for a prepared transaction.
+        role: who runs it.
+        application: its application_name.
+        age_s: seconds since the transaction began.
+        query: the beginning of its current or last query.
+        what: "client", "autovacuum" or "prepared".
+    """
+
+    pid: int | None
+    role: str | None
+    application: str | None
+    age_s: float | None
+    query: str | None
+    what: str = "client"
+
+    def __str__(self) -> str:
+        """Describe the blocker in one line."""
+        who = f"pid {self.pid}" if self.pid is not None else "a prepared transaction"
+        parts = [who if self.what != "autovacuum" else f"autovacuum {who}"]
+        if self.role:
+            parts.append(f"role {self.role}")
+        if self.application:
+            parts.append(f"application {self.application}")
+        if self.age_s is not None:
+            parts.append(f"open for {self.age_s:.1f} s")
+        if self.query:
+            parts.append(f"query: {self.query}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _OnShard:
+    """Every event happens on one shard."""
+
+    shard: str
+
+
+@dataclass(frozen=True, slots=True)
+class _InStep(_OnShard):
+    """An event within step `step`, counted from 1, of a revision."""
+
+    revision: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted(_InStep):
+    """A step begins, or goes on after an interruption."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone(_InStep):
+    """A step and its record are committed."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone(_InStep):
+    """
+    A batch of a move is committed.
+
+    Attributes:
+        rows: rows of this batch.
+        rows_done: rows of this move so far, earlier runs included.
+        rows_estimated: rows that this move will have; None when unknown.
+        rows_per_s: lately.
+        eta_s: seconds left at this speed; None when unknown.
+    """
+
+    rows: int
+    rows_done: int
+    rows_estimated: int | None
+    rows_per_s: float
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(_OnShard):
+    """
+    Work rests until something else lets go.
+
+    Attributes:
+        reason: a clause that completes "waits because".
+        blockers: who is in the way, the oldest first.
+    """
+
+    reason: str
+    blockers: tuple[Blocker, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSwitched(_OnShard):
+    """A flag took one edge, and the change is committed."""
+
+    flag: str
+    before: State
+    after: State
+
+
+@dataclass(frozen=True, slots=True)
+class Draining(_OnShard):
+    """Transactions that were open when a flag changed are waited out, the oldest first."""
+
+    flag: str
+    blockers: tuple[Blocker, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TookOver(_OnShard):
+    """Another runner was ended on request; `who` describes its session."""
+
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeReached(_OnShard):
+    """The shard's work is over for this run; `outcome` is the word that the report uses."""
+
+    outcome: str
+    detail: str = ""
+
+
+Event = StepStarted | StepDone | BatchDone | Waiting | FlagSwitched | Draining | TookOver | OutcomeReached
+Listener = Callable[[Event], None]
