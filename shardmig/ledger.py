@@ -39,20 +39,15 @@ __all__ = [
     "MigrationRow",
     "Records",
     "StepRow",
+    "Turn",
     "begin_migration",
-    "claim_step",
-    "end_turn",
     "finish_migration",
     "holder_name",
     "install",
     "os_user",
     "read",
     "read_log",
-    "record_batch",
-    "record_failure",
-    "record_step",
     "set_maintenance",
-    "take_turn",
     "translated",
 ]
 
@@ -300,7 +295,7 @@ async def read(session: Session) -> Records | None:
             "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
             shard=shard.name,
         )
-    _, _, version, *head = known.rows[0]
+    _, _, version, epoch, maintenance, reason, term, holder, since = known.rows[0]
     if version > LEDGER_VERSION:
         raise ShardError(
             f"its ledger is version {version}, this shardmig knows {LEDGER_VERSION}; upgrade shardmig here",
@@ -310,8 +305,13 @@ async def read(session: Session) -> Records | None:
         [Query(sql, [shard.name]) for sql in (_FLAGS, _MIGRATIONS, _STEPS)],
     )
     return Records(
-        shard.name,
-        *head,
+        shard=shard.name,
+        epoch=epoch,
+        maintenance=maintenance,
+        reason=reason,
+        term=term,
+        holder=holder,
+        since=since,
         flags={row[0]: FlagRow(*row) for row in flags.rows},
         migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
         steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},
@@ -339,23 +339,97 @@ def os_user() -> str:
     return str(os.getuid())
 
 
-async def take_turn(session: Session) -> int:
+class Turn:
     """
-    Become the one who writes to this shard: raise the runner's term and return it.
+    A runner's turn on one shard: its session, which holds the shard's lock, and its term, which fences its writes.
 
-    The session holds the shard's advisory lock; after a reconnect this is called again, before any cursor is read.
+    Attributes:
+        session: the connection; the same object after a renewal.
+        term: raised by every take and every renewal.
     """
+
+    __slots__ = ("session", "term")
+
+    def __init__(self, session: Session, term: int) -> None:
+        self.session = session
+        self.term = term
+
+    @classmethod
+    async def take(cls, session: Session) -> Turn:
+        """Become the one who writes to this shard; the session holds its runner lock and the ledger is there."""
+        return cls(session, await _raise_term(session))
+
+    @property
+    def shard(self) -> str:
+        """The shard's name."""
+        return self.session.shard.name
+
+    async def renew(self) -> None:
+        """
+        Reconnect after a broken connection and raise the term, so that nothing of the old connection counts any more.
+
+        Raises:
+            Fenced: another runner worked here meanwhile.
+        """
+        before = self.term
+        await self.session.reconnect()
+        self.term = await _raise_term(self.session)
+        if self.term != before + 1:
+            raise Fenced(None, shard=self.shard)
+
+    async def claim(self, revision: str, number: int) -> StepRow:
+        """
+        Put this term into a step row, then read the row.
+
+        Waits for the row's lock, so a transaction in doubt has ended one way or the other when the cursor is read.
+
+        Raises:
+            Fenced: another runner took the shard over.
+        """
+        with translated(self.shard, f"{revision} step {number}"):
+            [row] = (await self.session.execute(_CLAIM, [self.shard, revision, number, self.term])).rows
+        return StepRow(*row)
+
+    def hold(self) -> Query:
+        """Refuse the transaction unless this is still our turn; a successor waits until it ends."""
+        return Query("SELECT shardmig.hold_turn($1, $2)", (self.shard, self.term))
+
+    def record_step(self, revision: str, number: int) -> Query:
+        """Record a step as done: the first write of the transaction that does it."""
+        return Query("SELECT shardmig.record_step($1, $2, $3, $4)", (self.shard, revision, number, self.term))
+
+    def record_batch(
+        self, revision: str, number: int, *, expected: list[str] | None, reached: list[str] | None, rows: int
+    ) -> Query:
+        """Record a batch: the cursor goes from `expected` to `reached`, the first write of the batch's transaction."""
+        return Query(
+            "SELECT shardmig.record_batch($1, $2, $3, $4, $5, $6, $7)",
+            (self.shard, revision, number, self.term, expected, reached, rows),
+        )
+
+    def record_failure(self, revision: str, number: int, error: str) -> Query:
+        """Keep the reason why a step failed; what it did was rolled back."""
+        return Query(
+            "UPDATE shardmig.step SET status = 'FAILED', error = $5 "
+            "WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4 AND status <> 'DONE'",
+            (self.shard, revision, number, self.term, error[:2000]),
+        )
+
+    def end(self) -> Query:
+        """Say that nobody works on the shard any more; a successor's entry is left alone."""
+        return Query(
+            "UPDATE shardmig.runner SET holder = NULL, since = NULL WHERE shard = $1 AND term = $2",
+            (self.shard, self.term),
+        )
+
+
+async def _raise_term(session: Session) -> int:
     taken = await session.execute(
         "UPDATE shardmig.runner SET term = term + 1, holder = $2, since = clock_timestamp() WHERE shard = $1 "
         "RETURNING term",
         [session.shard.name, holder_name()],
     )
     return int(taken.value)
-
-
-def end_turn(shard: str, term: int) -> Query:
-    """Say that nobody works on the shard any more; a successor's entry is left alone."""
-    return Query("UPDATE shardmig.runner SET holder = NULL, since = NULL WHERE shard = $1 AND term = $2", (shard, term))
 
 
 def begin_migration(shard: str, plan: Plan, *, position: int, text: str) -> list[Query]:
@@ -397,45 +471,6 @@ def finish_migration(shard: str, revision: str) -> Query:
         "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()) "
         "WHERE shard = $1 AND revision = $2",
         (shard, revision),
-    )
-
-
-async def claim_step(session: Session, revision: str, number: int, term: int) -> StepRow:
-    """
-    Put this runner's term into a step row, then read the row.
-
-    Waits for the row's lock, so a transaction in doubt has ended one way or the other when the cursor is read.
-
-    Raises:
-        Fenced: another runner took the shard over.
-    """
-    shard = session.shard.name
-    with translated(shard, f"{revision} step {number}"):
-        [row] = (await session.execute(_CLAIM, [shard, revision, number, term])).rows
-    return StepRow(*row)
-
-
-def record_step(shard: str, revision: str, number: int, term: int) -> Query:
-    """Record a step as done: the first write of the transaction that does it."""
-    return Query("SELECT shardmig.record_step($1, $2, $3, $4)", (shard, revision, number, term))
-
-
-def record_batch(  # noqa: PLR0917 - the columns of one row
-    shard: str, revision: str, number: int, term: int, expected: list[str] | None, reached: list[str], rows: int
-) -> Query:
-    """Record a batch: moves the cursor from `expected` to `reached`, the first write of the batch's transaction."""
-    return Query(
-        "SELECT shardmig.record_batch($1, $2, $3, $4, $5, $6, $7)",
-        (shard, revision, number, term, expected, reached, rows),
-    )
-
-
-def record_failure(shard: str, revision: str, number: int, term: int, error: str) -> Query:
-    """Keep the reason why a step failed; what it did was rolled back."""
-    return Query(
-        "UPDATE shardmig.step SET status = 'FAILED', error = $5 "
-        "WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4 AND status <> 'DONE'",
-        (shard, revision, number, term, error[:2000]),
     )
 
 

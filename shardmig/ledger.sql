@@ -252,15 +252,22 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON shardmig.log
 -- What runners call: the first write of each recording transaction, one round trip with what it records.
 -- The step row is the fence: comparing a term anywhere else would let a batch happen twice.
 
+CREATE FUNCTION shardmig.hold_turn(of_shard text, my_term bigint)
+    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Shared until the transaction ends: whoever takes over waits for it, then everything here is refused.
+    PERFORM FROM shardmig.runner r WHERE r.shard = of_shard AND r.term = my_term FOR SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'another runner took shard % over', of_shard USING ERRCODE = 'SM001';
+    END IF;
+END $$;
+
 CREATE FUNCTION shardmig.claim_step(of_shard text, of_revision text, of_number int, my_term bigint)
     RETURNS shardmig.step LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     claimed shardmig.step;
 BEGIN
-    PERFORM FROM shardmig.runner r WHERE r.shard = of_shard AND r.term = my_term FOR SHARE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'another runner took shard % over', of_shard USING ERRCODE = 'SM001';
-    END IF;
+    PERFORM shardmig.hold_turn(of_shard, my_term);
     -- Waits for the row lock: an in-doubt transaction of the runner before has ended when the cursor is read here.
     UPDATE shardmig.step s SET term = my_term, attempts = attempts + 1, error = NULL,
             status = CASE s.status WHEN 'DONE' THEN 'DONE' ELSE 'RUNNING' END,

@@ -1,0 +1,239 @@
+"""
+Switching a flag: guard, flip, drain.
+
+A flip is one conditional UPDATE; the ledger's trigger checks the guard and does the bookkeeping. What a guard needs is
+earned before it: a drain here, a move and its check in `moves`.
+
+The drain is what CREATE INDEX CONCURRENTLY does: list the transactions open at one moment, wait until none of those is
+left. A transaction that is not listed began after the flip, so each of its snapshots sees it, at any isolation level.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardmig import ledger
+from shardmig.errors import DrainTimeout, SwitchRefused
+from shardmig.events import Blocker, Draining, FlagSwitched
+from shardmig.session import LOCK_CLASS, Query
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from shardmig.events import Listener
+    from shardmig.ledger import FlagRow, Turn
+    from shardmig.session import Session
+
+__all__ = ["drain", "drain_shard", "flip", "read_flag", "vouch"]
+
+_POLL_S = (0.002, 0.1)  # first and longest pause between two looks
+
+# Sessions of shardmig itself are told by their advisory lock. They never decide by a flag, and a mover on another
+# shard of this database must not be waited for. usename is visible to every role, whatever else is hidden.
+_OPEN = f"""
+SELECT l.virtualtransaction AS id, a.pid, a.usename AS role, a.application_name AS application,
+       extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age_s, left(a.query, 120) AS query
+FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'virtualxid' AND l.granted AND l.virtualxid = l.virtualtransaction
+  AND coalesce(a.datname, current_database()) = current_database()
+  AND l.pid <> pg_backend_pid()
+  AND coalesce(a.backend_type, '') NOT IN ('autovacuum worker', 'walsender')
+  AND a.usename IS DISTINCT FROM ALL ($1::text[])
+  AND NOT EXISTS (SELECT FROM pg_locks ours WHERE ours.pid = l.pid AND ours.locktype = 'advisory'
+                  AND ours.classid = {LOCK_CLASS} AND ours.objsubid = 2)
+"""
+# Prepared transactions leave the first list, survive a failover and still write what they decided.
+_PREPARED = """
+SELECT 'prepared ' || gid AS id, NULL::int AS pid, owner AS role, NULL::text AS application,
+       extract(epoch FROM clock_timestamp() - prepared)::float8 AS age_s, 'PREPARE TRANSACTION ' || gid AS query
+FROM pg_prepared_xacts WHERE database = current_database()
+"""
+# A snapshot exported before the flip may have been imported after it; whoever did so shows an old backend_xmin.
+_OLD_SNAPSHOT = f"""{_OPEN} AND age(a.backend_xmin) > age($2::text::xid)"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    id: str
+    pid: int | None
+    role: str | None
+    application: str | None
+    age_s: float | None
+    query: str | None
+
+    def blocker(self) -> Blocker:
+        """Describe it for people."""
+        what = "client" if self.pid is not None else "prepared"
+        return Blocker(self.pid, self.role, self.application, self.age_s, self.query, what)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Flip
+
+
+async def read_flag(session: Session, flag: str) -> FlagRow:
+    """
+    Read one flag of the session's shard.
+
+    Raises:
+        SwitchRefused: the shard has no such flag.
+    """
+    records = await ledger.read(session)
+    row = records.flags.get(flag) if records else None
+    if row is None:
+        known = ", ".join(sorted(records.flags)) if records and records.flags else "none"
+        raise SwitchRefused(f"no flag {flag!r} here; known flags: {known}", shard=session.shard.name)
+    return row
+
+
+async def flip(
+    turn: Turn,
+    row: FlagRow,
+    target: State,
+    *,
+    reason: str | None = None,
+    records: Sequence[Query] = (),
+    listener: Listener | None = None,
+) -> FlagRow:
+    """
+    Take one edge of a flag; one commit, seen by every transaction that begins after it.
+
+    Args:
+        turn: whose turn it is; another runner's takeover refuses the flip.
+        row: the flag as read; a flag that changed meanwhile refuses the flip.
+        target: a neighbour of its state.
+        reason: for the log.
+        records: recorded in the same transaction.
+        listener: told when it is committed.
+
+    Raises:
+        SwitchRefused: no such edge, or its guard is not met; the message says which.
+        Fenced: another runner took the shard over.
+    """
+    shard = turn.shard
+    update = Query(
+        "UPDATE shardmig.flag SET state = $3 WHERE shard = $1 AND flag = $2 AND state = $4 AND epoch = $5",
+        (shard, row.flag, int(target), row.state, row.epoch),
+    )
+    local = {"shardmig.reason": reason or "", "shardmig.os_user": ledger.os_user()}
+    with ledger.translated(shard):
+        results = await turn.session.transact([turn.hold(), update, *records], local=local)
+    if results[1].rowcount != 1:
+        raise SwitchRefused(
+            f"flag {row.flag} was switched by somebody else meanwhile; look at `shardmig status`", shard=shard
+        )
+    if listener:
+        listener(FlagSwitched(shard, row.flag, State(row.state), target))
+    return await read_flag(turn.session, row.flag)
+
+
+async def vouch(turn: Turn, flag: str, release: str) -> None:
+    """Log that an operator vouches: no process older than this release, which knows the flag, runs any more (G0)."""
+    await turn.session.execute(
+        "INSERT INTO shardmig.log (shard, action, flag, after, os_user) VALUES ($1, 'aware', $2, $3, $4)",
+        [turn.shard, flag, release, ledger.os_user()],
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Drain
+
+
+async def drain(
+    turn: Turn, row: FlagRow, *, stop: asyncio.Event | None = None, listener: Listener | None = None
+) -> FlagRow:
+    """
+    Wait out every transaction that was open when the flag last changed, and record that.
+
+    A drain not recorded is done again, so a crash anywhere is safe. It vouches for the flip in `row` alone: a flip that
+    happened meanwhile has drawn another epoch, and nothing is recorded.
+
+    Returns:
+        The flag, with `drained` true.
+
+    Raises:
+        DrainTimeout: somebody is still open after `drain_timeout_s`; the message says who.
+        SwitchRefused: the flag changed while it was drained.
+    """
+    if row.drained:
+        return row
+    await drain_shard(turn.session, row.flag, stop=stop, listener=listener)
+    recorded = await turn.session.transact(
+        [
+            turn.hold(),
+            Query(
+                "UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2 AND epoch = $3",
+                (turn.shard, row.flag, row.epoch),
+            ),
+        ]
+    )
+    if recorded[1].rowcount != 1:
+        raise SwitchRefused(f"flag {row.flag} was switched while it was drained; apply again", shard=turn.shard)
+    return await read_flag(turn.session, row.flag)
+
+
+async def drain_shard(
+    session: Session, what: str, *, stop: asyncio.Event | None = None, listener: Listener | None = None
+) -> None:
+    """
+    Wait until every transaction of the database that is open now is over.
+
+    Args:
+        session: on the shard; its settings say how long, and which roles are not waited for.
+        what: the flag, or "maintenance", for messages.
+        stop: set by Ctrl-C; stopping a drain is always safe.
+        listener: told now and then who is still open.
+
+    Raises:
+        DrainTimeout: somebody is still open, or `stop` was set.
+    """
+    watch = _Watch(session, what, time.monotonic() + session.settings.drain_timeout_s, stop, listener)
+    exempt = [list(session.settings.exempt_roles)]
+    boundary = (await session.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::xid::text")).value
+    await watch.wait_out(_OPEN, exempt)
+    await watch.wait_out(_PREPARED, [])
+    await watch.wait_out(_OLD_SNAPSHOT, [*exempt, boundary])
+
+
+@dataclass(slots=True)
+class _Watch:
+    session: Session
+    what: str
+    deadline: float
+    stop: asyncio.Event | None
+    listener: Listener | None
+
+    async def wait_out(self, query: str, params: Sequence[object]) -> None:
+        """List what the query finds now, then look until none of *those* is left."""
+        pause, longest = _POLL_S
+        listed = await self._look(query, params)
+        waited_for = {one.id for one in listed}
+        while listed:
+            if time.monotonic() > self.deadline or (self.stop is not None and self.stop.is_set()):
+                raise self._give_up(listed)
+            if self.listener:
+                self.listener(Draining(self.session.shard.name, self.what, _oldest_first(listed)))
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, longest)
+            listed = [one for one in await self._look(query, params) if one.id in waited_for]
+
+    async def _look(self, query: str, params: Sequence[object]) -> list[_Open]:
+        # A transaction of its own each time: pg_stat_activity is cached within one.
+        return await self.session.observe(_Open, query, params)
+
+    def _give_up(self, still_open: Collection[_Open]) -> DrainTimeout:
+        shown = "; ".join(str(blocker) for blocker in _oldest_first(still_open)[:5])
+        why = "stopped" if self.stop is not None and self.stop.is_set() else "timed out"
+        return DrainTimeout(
+            f"the drain of {self.what} {why}; still open: {shown}. Stopping here is safe; "
+            "end those transactions, or exempt their roles (session.exempt_roles), and go on later",
+            shard=self.session.shard.name,
+        )
+
+
+def _oldest_first(listed: Collection[_Open]) -> tuple[Blocker, ...]:
+    return tuple(one.blocker() for one in sorted(listed, key=lambda one: -(one.age_s or 0.0)))
