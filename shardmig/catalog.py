@@ -1,0 +1,295 @@
+"""
+The catalog of a shard, and the proof that a change was additive.
+
+A catalog is a set of facts: object → what the server says of it. A change is additive when every fact from before is
+still there, word for word. The proof knows nothing of SQL text, so no text can talk it round. It exists twice: here,
+over whole schemas, around a migration; and inside the transaction, for the one table that is locked, where the server
+itself compares and raises, because a client's round trip would keep the lock.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from shardmig.plan import Move, Statement, bind_batch, quote
+from shardmig.session import Query, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from shardmig.plan import Plan
+    from shardmig.session import Session
+
+__all__ = [
+    "NOT_ADDITIVE",
+    "Catalog",
+    "Difference",
+    "StepProof",
+    "drift",
+    "fingerprint",
+    "proof_in_flight",
+    "prove",
+    "qualified",
+    "snapshot",
+]
+
+NOT_ADDITIVE = "SM004"  # SQLSTATE: the proof inside a transaction found a fact gone or changed
+
+_PASSING = frozenset({"invalid index"})  # a failed build leaves one; whoever builds again drops it
+_PRIVATE = "storage"  # the kind of facts that are true of one server only
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Difference:
+    """
+    One object that two catalogs see differently.
+
+    Attributes:
+        kind: "table", "column", "index", …
+        name: qualified and quoted.
+        before: what the first catalog says; None when it does not have the object.
+        after: what the second one says; None likewise.
+    """
+
+    kind: str
+    name: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        """Describe the difference in one line."""
+        if self.after is None:
+            return f"{self.kind} {self.name} is gone (was: {self.before})"
+        if self.before is None:
+            return f"{self.kind} {self.name} is new: {self.after}"
+        if self.kind == _PRIVATE:
+            return f"{self.name} was rewritten ({self.before} became {self.after})"
+        return f"{self.kind} {self.name} changed from ({self.before}) to ({self.after})"
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The facts of some schemas: (kind, name) → fact."""
+
+    facts: Mapping[tuple[str, str], str]
+
+    def not_in(self, after: Catalog) -> list[Difference]:
+        """Return what of this catalog is gone or changed in a later one; empty means that the change was additive."""
+        return sorted(
+            Difference(*key, fact, after.facts.get(key))
+            for key, fact in self.facts.items()
+            if after.facts.get(key) != fact and key[0] not in _PASSING
+        )
+
+    def new_in(self, after: Catalog) -> list[Difference]:
+        """Return what a later catalog has beside this one."""
+        return sorted(Difference(*key, None, fact) for key, fact in after.facts.items() if key not in self.facts)
+
+    def comparable(self) -> Catalog:
+        """Leave out what differs between two servers that hold the same schema."""
+        return Catalog({key: fact for key, fact in self.facts.items() if key[0] != _PRIVATE})
+
+
+async def snapshot(session: Session, schemas: Iterable[str]) -> Catalog:
+    """Read the facts of whole schemas, in one round trip and from one snapshot; no relation is locked."""
+    named = [list(schemas)]
+    relations, rest = _queries(_has_compression(session))
+    flight = await session.transact([Query(relations, named), Query(rest, named)], isolation="REPEATABLE READ")
+    return Catalog({(kind, name): fact or "" for part in flight for kind, name, fact in part.rows})
+
+
+def drift(expected: Catalog, actual: Catalog) -> list[Difference]:
+    """
+    Compare two shards, leaving out what is private to a server.
+
+    Returns:
+        Every difference, by kind and name; `before` is the expected fact.
+    """
+    left, right = expected.comparable(), actual.comparable()
+    return sorted([*left.not_in(right), *left.new_in(right)], key=lambda found: (found.kind, found.name))
+
+
+async def fingerprint(session: Session, schemas: Iterable[str]) -> str:
+    """
+    Hash the comparable facts on the server: equal hashes mean no drift, and only 64 characters travel.
+
+    The hash depends on how the server's version words its facts, so compare within one major version.
+    """
+    relations, rest = _queries(_has_compression(session))
+    result = await session.execute(_FINGERPRINT.format(relations=relations, rest=rest), [list(schemas)])
+    return str(result.value)
+
+
+def proof_in_flight(session: Session) -> tuple[Query, Query]:
+    """
+    Return the two statements that bracket a change of one relation inside its transaction.
+
+    The relation's oid is expected in the setting `shardmig.relation` of the transaction. The first statement remembers
+    its facts, the second compares and raises NOT_ADDITIVE. Both are anonymous blocks, so nothing has to be installed
+    and the client's version decides what is proved.
+    """
+    return _in_flight(_has_compression(session))
+
+
+def qualified(relation: str) -> str:
+    """Turn "table" or "schema.table", as a plan names it, into text that regclass understands."""
+    return relation if '"' in relation else ".".join(quote(part) for part in relation.split("."))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A plan on a scratch server
+
+
+@dataclass(frozen=True, slots=True)
+class StepProof:
+    """
+    What one step did on a scratch server.
+
+    Attributes:
+        number: of the step in its plan.
+        locks: (relation, mode) of relations that existed before, strongest mode each; empty for a statement that
+            cannot run in a transaction, whose locks are gone when it returns.
+        rewrites: relations that existed before and whose storage was replaced.
+        scans: tables that existed before and were read from end to end.
+        missing: facts that the step took away or changed.
+    """
+
+    number: int
+    locks: tuple[tuple[str, str], ...]
+    rewrites: tuple[str, ...]
+    scans: tuple[str, ...]
+    missing: tuple[Difference, ...]
+
+
+async def prove(session: Session, plan: Plan) -> list[StepProof]:
+    """
+    Run a plan's statements and moves on a scratch server and look at what they did.
+
+    The plans before it must have run there. Every step commits, so that the next plan can be proved after it. Moves run
+    over whatever rows there are, each of its texts once.
+
+    Raises:
+        psycopg.Error: a step does not run; `session.failed` holds its text.
+    """
+    return [
+        await _prove_step(session, number, step)
+        for number, step in enumerate(plan.steps, 1)
+        if isinstance(step, Statement | Move)
+    ]
+
+
+async def _prove_step(session: Session, number: int, step: Statement | Move) -> StepProof:
+    schemas = [session.shard.schema_name]
+    before = await snapshot(session, schemas)
+    existing = [name for kind, name in before.facts if kind in {"table", "partitioned table", "materialized view"}]
+    footprint = Result([], 0)
+    if isinstance(step, Statement) and not step.transactional:
+        await session.execute_alone(step.sql)
+    else:
+        queries = [Query(sql) for sql in _texts(step)]
+        footprint = (await session.transact([*queries, Query(_FOOTPRINT, [existing])]))[-1]
+    missing = before.not_in(await snapshot(session, schemas))
+    return StepProof(
+        number=number,
+        locks=tuple((name, mode) for name, mode, _ in footprint.rows if mode),
+        rewrites=tuple(difference.name for difference in missing if difference.kind == _PRIVATE),
+        scans=tuple(name for name, _, scans in footprint.rows if scans and isinstance(step, Statement)),
+        missing=tuple(missing),
+    )
+
+
+def _texts(step: Statement | Move) -> list[str]:
+    if isinstance(step, Statement):
+        return [step.sql]
+    source = (step.forward, step.check, step.back, step.back_check)
+    target = (step.orphans, step.purge)
+    return [
+        *(bind_batch(sql, step.key, lower=False, upper=False, alias=step.alias) for sql in source if sql),
+        *(bind_batch(sql, step.target_key, lower=False, upper=False) for sql in target if sql),
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# SQL
+
+_MARK = re.compile(r"^-{20,} what is no relation$", re.MULTILINE)
+_COMPRESSION_SINCE = 140_000  # server version that brought pg_attribute.attcompression
+
+
+def _has_compression(session: Session) -> bool:
+    return session.server_version >= _COMPRESSION_SINCE
+
+
+@cache
+def _queries(has_compression: bool) -> tuple[str, str]:  # noqa: FBT001 - the cache's key
+    relations, rest = _facts(has_compression)
+    in_schemas = "n.nspname = ANY($1)"
+    kinds = "c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c', 'S')"
+    return relations.replace("{relations}", f"{in_schemas} AND {kinds}"), rest.replace("{schemas}", in_schemas)
+
+
+@cache
+def _facts(has_compression: bool) -> tuple[str, str]:  # noqa: FBT001 - the cache's key
+    text = files("shardmig").joinpath("catalog.sql").read_text(encoding="utf-8")
+    relations, rest = _MARK.split(text)
+    return relations.replace("{compression}", "a.attcompression::text" if has_compression else "NULL"), rest
+
+
+@cache
+def _in_flight(has_compression: bool) -> tuple[Query, Query]:  # noqa: FBT001 - the cache's key
+    relations, _ = _facts(has_compression)
+    facts = relations.replace("{relations}", "c.oid = nullif(current_setting('shardmig.relation', true), '')::oid")
+    return Query(_REMEMBER.replace("{facts}", facts)), Query(_COMPARE.replace("{facts}", facts))
+
+
+_REMEMBER = """
+SELECT set_config('shardmig.before', coalesce(jsonb_object_agg(kind || ' ' || object, fact), '{}')::text, true) <> ''
+FROM ({facts}) AS facts
+"""
+
+_COMPARE = f"""
+DO $proof$
+DECLARE
+    missing text;
+BEGIN
+    SELECT string_agg(
+        CASE WHEN a.fact IS NULL THEN b.key || ' is gone'
+             ELSE b.key || ' changed from (' || b.value || ') to (' || a.fact || ')' END,
+        '; ' ORDER BY b.key)
+    INTO missing
+    FROM jsonb_each_text(current_setting('shardmig.before')::jsonb) AS b
+    LEFT JOIN ({{facts}}) AS a ON a.kind || ' ' || a.object = b.key
+    WHERE a.fact IS DISTINCT FROM b.value AND b.key NOT LIKE 'invalid index %';
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = '{NOT_ADDITIVE}', MESSAGE = missing;
+    END IF;
+END
+$proof$
+""".replace("{{facts}}", "{facts}")
+
+_FINGERPRINT = f"""
+SELECT encode(sha256(convert_to(coalesce(
+           string_agg(concat_ws(chr(31), kind, object, fact), chr(30) ORDER BY kind COLLATE "C", object COLLATE "C"), ''
+       ), 'UTF8')), 'hex')
+FROM ({{relations}} UNION ALL {{rest}}) AS facts
+WHERE kind <> '{_PRIVATE}'
+"""
+
+# What the open transaction did to relations that existed before it: the strongest lock and the scans counted so far.
+_FOOTPRINT = """
+SELECT existing.name,
+       (SELECT l.mode FROM pg_locks AS l
+        WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.relation = to_regclass(existing.name)
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        ORDER BY array_position(ARRAY['AccessExclusiveLock', 'ExclusiveLock', 'ShareRowExclusiveLock', 'ShareLock',
+                                      'ShareUpdateExclusiveLock', 'RowExclusiveLock', 'RowShareLock',
+                                      'AccessShareLock'], l.mode)
+        LIMIT 1),
+       coalesce(pg_stat_get_xact_numscans(to_regclass(existing.name)), 0)
+FROM unnest($1::text[]) AS existing (name)
+ORDER BY existing.name
+"""
