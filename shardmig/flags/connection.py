@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
+from weakref import WeakKeyDictionary, WeakSet
 
-from shardmig.errors import LedgerMissing, ViewExpired, WriteRefused, WrongShard, WrongTransaction
-from shardmig.flags.core import Declared, Flag, FlagRow, Opening, Reading, View
+from shardmig.errors import LedgerMissing, ViewExpired, WriteRefused, WrongTransaction
+from shardmig.flags.core import Declared
+from shardmig.flags.opening import read_flags, read_opening, statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from types import TracebackType
-    from typing import TypeAlias
 
-    from psycopg import AsyncConnection, Connection, IsolationLevel
+    from psycopg import AsyncConnection, Connection
     from psycopg.pq.abc import PGresult
 
-    Isolation: TypeAlias = IsolationLevel | Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+    from shardmig.flags.core import Flag, View
+    from shardmig.flags.opening import Isolation, Opening, Statements
+
 
 __all__ = ["AsyncTransaction", "Fence", "Flags", "Transaction"]
 
@@ -32,22 +33,15 @@ Fence = Literal["piggyback", "prepared"]
 
 _logger = logging.getLogger("shardmig.flags")
 
-_LEVELS = frozenset({"READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"})
 _IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = range(4)  # pq.TransactionStatus
 _NO_LEDGER = frozenset({"42P01", "3F000"})  # undefined_table, invalid_schema_name
 _NO_PRIVILEGE = "42501"
-
-# pg_is_in_recovery() is asked for in every transaction: the connection may lead to another server tomorrow.
-_OPENING = """\
-SELECT epoch, maintenance, pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_isolation'),
- pg_catalog.current_setting('transaction_read_only'), retry_after_s, reason
- FROM shardmig.shard WHERE shard = {shard}"""
-
-# Epoch and flags in ONE statement: under READ COMMITTED two statements may see two epochs, and the flags of one would
-# be kept under the token of the other for good.
-_FLAGS = """\
-SELECT s.epoch, f.flag, f.state, f.cross_table, f.touch_source, f.old_valid
- FROM shardmig.shard s LEFT JOIN shardmig.flag f USING (shard) WHERE s.shard = {shard}"""
+_NOT_IDLE = {
+    _ACTIVE: "another statement is running on this connection; one transaction at a time",
+    _IN_TRANSACTION: "a transaction is open on this connection already; inside it, connection.transaction() is a "
+    "savepoint and keeps the view",
+    _IN_ERROR: "a failed transaction is open on this connection; roll it back first",
+}
 
 
 class Flags(Declared):
@@ -61,7 +55,8 @@ class Flags(Declared):
 
     def __init__(self, *flags: Flag, release: str | None = None) -> None:
         super().__init__(*flags, release=release)
-        self._claims: WeakKeyDictionary[object, _Claim] = WeakKeyDictionary()
+        self._claims: WeakKeyDictionary[object, Claim] = WeakKeyDictionary()
+        self.standbys: WeakSet[object] = WeakSet()
         self._drivers: list[Callable[[object], object | None]] = []
 
     def transaction(
@@ -135,7 +130,7 @@ class Flags(Declared):
 
     # -- one transaction at a time on a connection ---------------------------------------------------------------------
 
-    def claim(self, connection: Connection[Any] | AsyncConnection[Any]) -> _Claim:
+    def claim(self, connection: Connection[Any] | AsyncConnection[Any]) -> Claim:
         """
         Take an idle connection for one transaction.
 
@@ -143,7 +138,7 @@ class Flags(Declared):
             WrongTransaction: the connection cannot begin one, or another task is just beginning one on it.
         """
         _refuse_unless_idle(connection)
-        mine = _Claim()
+        mine = Claim()
         found = self._claims.setdefault(connection, mine)
         if found is not mine:
             if found.view is None:
@@ -163,7 +158,7 @@ class _AsyncSession(Protocol):
     async def connection(self) -> object: ...
 
 
-class _Claim:
+class Claim:
     """A connection taken for one transaction; `view` is None until it has begun."""
 
     __slots__ = ("__weakref__", "view")
@@ -173,7 +168,7 @@ class _Claim:
 
 
 class _Begin:
-    """What both shells share: the statements, and what their answers mean."""
+    """What both shells share: what is sent, and what the answers mean."""
 
     def __init__(
         self,
@@ -192,41 +187,70 @@ class _Begin:
         self._write = write
         self._isolation = isolation
         self._deferrable = deferrable
-        self._prepared = fence == "prepared"
+        self._fence = fence
 
-    def _claim(self) -> _Claim:
+    def _claim(self) -> Claim:
         connection = self._connection
         if self._write and connection.read_only:
             raise WriteRefused(f"shard {self._shard}: connection.read_only is set; say write=False")
-        if self._prepared and connection.prepare_threshold is None:
+        if self._fence == "prepared" and connection.prepare_threshold is None:
             raise WrongTransaction(
                 "fence='prepared' needs a connection that prepares (prepare_threshold is None); use 'piggyback'"
             )
         return self._flags.claim(connection)
 
-    @property
-    def _statements(self) -> _Statements:
+    def _steps(self, claim: Claim) -> Generator[_Message, PGresult, View]:
+        """Begin: yield what to send, take its last answer, and return the view of what was begun."""
+        flags, shard, write = self._flags, self._shard, self._write
+        texts = self._statements()
+        if self._fence == "prepared":
+            yield _Message(texts.begin)
+            answer = yield _Message(texts.opening, prepare=True)
+        else:
+            answer = yield _Message(texts.begin_and_opening)
+        opening = flags.admit(self._opening(answer), shard=shard, write=write)
+        if opening.standby and not opening.one_snapshot:
+            self._refuse_two_snapshots()
+            answer = yield _Message(b"ROLLBACK; " + self._statements().begin_and_opening)
+            opening = flags.admit(self._opening(answer), shard=shard, write=write)
+        reading = flags.recall(opening, shard=shard)
+        if reading is None:
+            reading = flags.remember(read_flags((yield _Message(texts.flags))), shard=shard)
+        claim.view = flags.view(reading, opening, shard=shard, write=write)
+        return claim.view
+
+    def _statements(self) -> Statements:
         connection = self._connection
-        return _statements(
+        isolation = self._chosen_isolation()
+        if isolation is None and not self._write and connection in self._flags.standbys:
+            isolation = "REPEATABLE READ"
+        return statements(
             self._shard,
             write=self._write,
-            isolation=self._isolation if self._isolation is not None else connection.isolation_level,
+            isolation=isolation,
             deferrable=self._deferrable if self._deferrable is not None else connection.deferrable,
             encoding=connection.info.encoding,
         )
 
-    def _admit(self, answer: PGresult) -> Opening:
-        opening = _opening(answer, self._connection.info.encoding)
-        return self._flags.admit(opening, shard=self._shard, write=self._write)
+    def _chosen_isolation(self) -> Isolation | None:
+        chosen: Isolation | None = self._connection.isolation_level if self._isolation is None else self._isolation
+        return chosen
 
-    def _recall(self, opening: Opening) -> Reading | None:
-        return self._flags.recall(opening, shard=self._shard)
+    def _opening(self, answer: PGresult) -> Opening | None:
+        return read_opening(answer, self._connection.info.encoding)
 
-    def _remember(self, answer: PGresult) -> Reading:
-        return self._flags.remember(_flag_rows(answer), shard=self._shard)
+    def _refuse_two_snapshots(self) -> None:
+        """
+        Have flags and data of a standby read in one snapshot.
 
-    def _view(self, reading: Reading, opening: Opening) -> View:
-        return self._flags.view(reading, opening, shard=self._shard, write=self._write)
+        A standby replays flips and moves between two statements, and no drain on the primary waits for its readers.
+        """
+        if self._chosen_isolation() is not None:
+            raise WrongTransaction(
+                f"shard {self._shard}: on a standby flags and data must come from one snapshot; "
+                "leave isolation away or say isolation='REPEATABLE READ'"
+            )
+        self._flags.standbys.add(self._connection)
 
     def _refuse_unless_open(self) -> None:
         """Refuse to commit what is not there any more, or what the server would roll back without an error."""
@@ -246,34 +270,46 @@ class _Begin:
         connection = self._connection
         return bool(connection.closed or connection.pgconn.transaction_status == _IDLE)
 
+    def _told(self, error: BaseException) -> BaseException:
+        """Translate what a failed BEGIN says about the ledger; anything else stays the driver's error."""
+        sqlstate = getattr(error, "sqlstate", None)
+        if sqlstate in _NO_LEDGER:
+            return LedgerMissing(
+                f"shard {self._shard}: this database has no ledger (schema shardmig); run `shardmig apply` there first"
+            )
+        if sqlstate == _NO_PRIVILEGE:
+            return LedgerMissing(
+                f"shard {self._shard}: this role may not read the ledger; GRANT USAGE ON SCHEMA shardmig and "
+                "SELECT ON shardmig.shard, shardmig.flag"
+            )
+        return error
+
 
 class Transaction(_Begin, AbstractContextManager["View"]):
     """A transaction with flags on a psycopg Connection; see `Flags.transaction`."""
 
     def __enter__(self) -> View:
         """Begin, and read the flags if their epoch is new to this process."""
-        statements, claim = self._statements, self._claim()
+        claim = self._claim()
         try:
-            cursor = self._connection.cursor()
-            if self._prepared:
-                cursor.execute(statements.begin, prepare=False)
-                cursor.execute(statements.opening, prepare=True)
-            else:
-                cursor.execute(statements.begin_and_opening, prepare=False)
-                cursor.nextset()
-            opening = self._admit(cursor.pgresult)
-            reading = self._recall(opening)
-            if reading is None:
-                cursor.execute(statements.flags, prepare=False)
-                reading = self._remember(cursor.pgresult)
-            claim.view = self._view(reading, opening)
+            return self._begin(claim)
         except BaseException as error:
             self._abandon()
-            refusal = _refusal(error, self._shard)
-            if refusal is not None:
-                raise refusal from error
+            told = self._told(error)
+            if told is not error:
+                raise told from error
             raise
-        return claim.view
+
+    def _begin(self, claim: Claim) -> View:
+        cursor = self._connection.cursor()
+        steps = self._steps(claim)
+        message = next(steps)
+        try:
+            while True:
+                cursor.execute(message.sql, prepare=message.prepare)
+                message = steps.send(_last_answer(cursor))
+        except StopIteration as begun:
+            return cast("View", begun.value)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -304,28 +340,26 @@ class AsyncTransaction(_Begin, AbstractAsyncContextManager["View"]):
 
     async def __aenter__(self) -> View:
         """Begin, and read the flags if their epoch is new to this process."""
-        statements, claim = self._statements, self._claim()
+        claim = self._claim()
         try:
-            cursor = self._connection.cursor()
-            if self._prepared:
-                await cursor.execute(statements.begin, prepare=False)
-                await cursor.execute(statements.opening, prepare=True)
-            else:
-                await cursor.execute(statements.begin_and_opening, prepare=False)
-                cursor.nextset()
-            opening = self._admit(cursor.pgresult)
-            reading = self._recall(opening)
-            if reading is None:
-                await cursor.execute(statements.flags, prepare=False)
-                reading = self._remember(cursor.pgresult)
-            claim.view = self._view(reading, opening)
+            return await self._begin(claim)
         except BaseException as error:
             await self._abandon()
-            refusal = _refusal(error, self._shard)
-            if refusal is not None:
-                raise refusal from error
+            told = self._told(error)
+            if told is not error:
+                raise told from error
             raise
-        return claim.view
+
+    async def _begin(self, claim: Claim) -> View:
+        cursor = self._connection.cursor()
+        steps = self._steps(claim)
+        message = next(steps)
+        try:
+            while True:
+                await cursor.execute(message.sql, prepare=message.prepare)
+                message = steps.send(_last_answer(cursor))
+        except StopIteration as begun:
+            return cast("View", begun.value)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -351,79 +385,17 @@ class AsyncTransaction(_Begin, AbstractAsyncContextManager["View"]):
                 _logger.warning("shard %s: rollback failed: %s", self._shard, error)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Statements out, answers in
+class _Message(NamedTuple):
+    """What is sent at once; several statements in one text are never prepared, whatever the connection's habit."""
+
+    sql: bytes
+    prepare: bool = False
 
 
-class _Statements(NamedTuple):
-    begin: bytes
-    opening: bytes
-    begin_and_opening: bytes
-    flags: bytes
-
-
-@lru_cache(maxsize=4096)
-def _statements(
-    shard: str, *, write: bool, isolation: Isolation | None, deferrable: bool | None, encoding: str
-) -> _Statements:
-    begin = _begin(write=write, isolation=isolation, deferrable=deferrable)
-    name = _literal(shard)
-    opening, flags = _OPENING.format(shard=name), _FLAGS.format(shard=name)
-    return _Statements(*(text.encode(encoding) for text in (begin, opening, f"{begin}; {opening}", flags)))
-
-
-def _begin(*, write: bool, isolation: Isolation | None, deferrable: bool | None) -> str:
-    words = ["BEGIN"]
-    if isolation is not None:
-        level = str(getattr(isolation, "name", isolation)).replace("_", " ").upper()
-        if level not in _LEVELS:
-            raise ValueError(f"no isolation level {isolation!r}: {', '.join(sorted(_LEVELS))}")
-        words.append(f"ISOLATION LEVEL {level}")
-    if not write:
-        words.append("READ ONLY")
-    if deferrable is not None:
-        words.append("DEFERRABLE" if deferrable else "NOT DEFERRABLE")
-    return " ".join(words)
-
-
-def _literal(name: str) -> str:
-    """Quote a shard's name so that it means the same whether or not standard_conforming_strings is on."""
-    if "\0" in name:
-        raise WrongShard("a shard's name has no NUL in it", shard=repr(name))
-    quoted = name.replace("'", "''")
-    return f"'{quoted}'" if "\\" not in quoted else "E'{}'".format(quoted.replace("\\", "\\\\"))
-
-
-def _opening(answer: PGresult, encoding: str) -> Opening | None:
-    # Bytes as the server wrote them: the caller's own row factories and type adapters have no say in this.
-    if not answer.ntuples:
-        return None
-    cell = answer.get_value
-    reason = cell(0, 6)
-    return Opening(
-        epoch=cell(0, 0) or b"",
-        maintenance=int(cell(0, 1) or 0),
-        standby=cell(0, 2) == b"t",
-        isolation=(cell(0, 3) or b"").decode(),
-        read_only=cell(0, 4) == b"on",
-        retry_after_s=int(cell(0, 5) or 0),
-        reason=None if reason is None else reason.decode(encoding, "replace"),
-    )
-
-
-def _flag_rows(answer: PGresult) -> list[FlagRow]:
-    cell = answer.get_value
-    return [
-        FlagRow(
-            epoch=cell(row, 0) or b"",
-            name=(cell(row, 1) or b"").decode(errors="replace"),  # b"": the shard has no flag yet
-            state=int(cell(row, 2) or 0),
-            cross_table=cell(row, 3) == b"t",
-            touch_source=cell(row, 4) == b"t",
-            old_valid=cell(row, 5) != b"f",
-        )
-        for row in range(answer.ntuples)
-    ]
+def _last_answer(cursor: Any) -> PGresult:  # noqa: ANN401 - Cursor or AsyncCursor; nextset() waits for nothing
+    while cursor.nextset():
+        pass
+    return cast("PGresult", cursor.pgresult)
 
 
 def _refuse_unless_idle(connection: Connection[Any] | AsyncConnection[Any]) -> None:
@@ -437,26 +409,3 @@ def _refuse_unless_idle(connection: Connection[Any] | AsyncConnection[Any]) -> N
         )
     if connection.pgconn.pipeline_status:
         raise WrongTransaction("the connection is in pipeline mode, where BEGIN cannot carry the flags; leave it first")
-
-
-_NOT_IDLE = {
-    _ACTIVE: "another statement is running on this connection; one transaction at a time",
-    _IN_TRANSACTION: "a transaction is open on this connection already; inside it, connection.transaction() is a "
-    "savepoint and keeps the view",
-    _IN_ERROR: "a failed transaction is open on this connection; roll it back first",
-}
-
-
-def _refusal(error: BaseException, shard: str) -> LedgerMissing | None:
-    """Tell what a failed BEGIN says about the ledger; None: nothing, the error goes on as it is."""
-    sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate in _NO_LEDGER:
-        return LedgerMissing(
-            f"shard {shard}: this database has no ledger (schema shardmig); run `shardmig apply` there first"
-        )
-    if sqlstate == _NO_PRIVILEGE:
-        return LedgerMissing(
-            f"shard {shard}: this role may not read the ledger; GRANT USAGE ON SCHEMA shardmig and "
-            "SELECT ON shardmig.shard, shardmig.flag"
-        )
-    return None

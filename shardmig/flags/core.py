@@ -27,13 +27,14 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-__all__ = ["Declared", "Flag", "FlagRow", "Opening", "Peek", "Reading", "View"]
+    from shardmig.flags.opening import FlagRow, Opening
+
+__all__ = ["Declared", "Flag", "Peek", "Reading", "View"]
 
 _OldResult = TypeVar("_OldResult")
 _NewResult = TypeVar("_NewResult")
 
 _EPOCHS_KEPT = 8  # a shard: a standby that lags shows its readers the epoch before
-_SNAPSHOT_ISOLATION = frozenset({"repeatable read", "serializable"})  # one snapshot for the whole transaction
 _OFFLINE = 2  # shardmig.shard.maintenance; 1 is read-only
 
 
@@ -60,40 +61,6 @@ class Flag:
     def __repr__(self) -> str:
         """Show how it was declared."""
         return f"Flag({self.name!r}, at_least=State.{self.at_least.name})"
-
-
-class Opening(NamedTuple):
-    """
-    What a shard says of itself and of the transaction, in the statement that rides on BEGIN.
-
-    Attributes:
-        epoch: the token as the server wrote it; only ever compared.
-        maintenance: 0 none, 1 read-only, 2 offline.
-        standby: the server is in recovery.
-        isolation: what the transaction really got, in lower case.
-        read_only: the transaction may not write, whoever said so.
-        retry_after_s: seconds after which a client that met maintenance should try again.
-        reason: why the shard is in maintenance.
-    """
-
-    epoch: bytes
-    maintenance: int
-    standby: bool
-    isolation: str
-    read_only: bool
-    retry_after_s: int
-    reason: str | None
-
-
-class FlagRow(NamedTuple):
-    """A flag as the shard has it; `epoch` is the shard's, from the same statement."""
-
-    epoch: bytes
-    name: str
-    state: int
-    cross_table: bool
-    touch_source: bool
-    old_valid: bool
 
 
 class Peek(NamedTuple):
@@ -339,7 +306,7 @@ class Declared:
         states = reading.states
         if self._everywhere or _overrides.get():
             states = self._overridden(states)
-        if write and opening.isolation in _SNAPSHOT_ISOLATION:
+        if write and opening.one_snapshot:
             _refuse_blind_writes(reading, states, opening, shard)
         return View(reading, states, shard=shard, write=write)
 
