@@ -57,6 +57,9 @@ _SHOWN = 20  # disagreeing keys in a message
 _LOST_S = 60.0  # how long a lost server may stay away
 _LOCK_MS = 100  # below deadlock_timeout: the mover gives way before the server picks a victim
 _STATEMENT_MS = 10_000
+# A batch is a few rows of an index range, but the planner guesses a third of the table for a row comparison and would
+# hash whole tables for it, above all on a new table that nobody analyzed yet.
+_BY_INDEX = {"enable_hashjoin": "off", "enable_mergejoin": "off", "enable_seqscan": "off", "jit": "off"}
 
 
 @dataclass(slots=True)
@@ -213,7 +216,7 @@ class MoveRun:
         return Query(text, [*(after or ()), *(upto or ())])
 
     async def _transact(self, queries: Sequence[Query]) -> None:
-        local = {"lock_timeout": f"{_LOCK_MS}ms", "statement_timeout": f"{_STATEMENT_MS}ms"}
+        local = {"lock_timeout": f"{_LOCK_MS}ms", "statement_timeout": f"{_STATEMENT_MS}ms", **_BY_INDEX}
         with translated(self.turn.shard, self._where):
             await self.turn.session.transact(queries, local=local)
 
@@ -394,7 +397,7 @@ async def disagreeing(
         queries.append(Query(bind_batch(move.orphans, move.target_key, lower=lower, upper=upper), params))
     if not queries:
         return []
-    results = await session.flight(queries)
+    results = await session.transact(queries, local=_BY_INDEX)
     return [[str(value) for value in row] for result in results for row in result.rows]
 
 
@@ -441,7 +444,7 @@ async def _sample_ranges(session: Session, move: Move) -> list[tuple[Key | None,
     count, upto = _end_of(first)
     if count < _SAMPLE_ROWS:
         return [(None, None)]
-    last = await session.execute(_nth_from_end(move), [_SAMPLE_ROWS])
+    last = await session.execute(_last_key(move, "OFFSET $1"), [_SAMPLE_ROWS])
     return [(None, upto), (list(last.rows[0]), None)] if last.rows else [(None, upto)]
 
 
@@ -454,15 +457,13 @@ def _table(move: Move) -> str:
 
 
 def _columns(move: Move, suffix: str = "") -> str:
-    return ", ".join(f"{quote(column)}{suffix}" for column in move.key)
+    # Qualified: in ORDER BY a bare name would mean the output column, which is the key's text, in another order.
+    return ", ".join(f"walked.{quote(column)}{suffix}" for column in move.key)
 
 
-def _last_key(move: Move) -> str:
-    return f"SELECT {_columns(move, '::text')} FROM {_table(move)} ORDER BY {_columns(move, ' DESC')} LIMIT 1"
-
-
-def _nth_from_end(move: Move) -> str:
-    return f"SELECT {_columns(move, '::text')} FROM {_table(move)} ORDER BY {_columns(move, ' DESC')} OFFSET $1 LIMIT 1"
+def _last_key(move: Move, offset: str = "") -> str:
+    descending = _columns(move, " DESC")
+    return f"SELECT {_columns(move, '::text')} FROM {_table(move)} AS walked ORDER BY {descending} {offset} LIMIT 1"
 
 
 def _range_end(move: Move, *, lower: bool, upper: bool = True) -> str:
@@ -474,9 +475,9 @@ def _range_end(move: Move, *, lower: bool, upper: bool = True) -> str:
     where = bind_batch("{batch}", move.key, lower=lower, upper=upper)
     limit = len(move.key) * (lower + upper) + 1
     return (
-        f"WITH batch AS MATERIALIZED (SELECT {_columns(move)} FROM {_table(move)} WHERE {where} "
+        f"WITH batch AS MATERIALIZED (SELECT {_columns(move)} FROM {_table(move)} AS walked WHERE {where} "
         f"ORDER BY {_columns(move)} LIMIT ${limit}) "
-        f"SELECT (SELECT count(*) FROM batch), {_columns(move, '::text')} FROM batch "
+        f"SELECT (SELECT count(*) FROM batch), {_columns(move, '::text')} FROM batch AS walked "
         f"ORDER BY {_columns(move, ' DESC')} LIMIT 1"
     )
 

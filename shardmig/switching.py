@@ -35,20 +35,20 @@ _POLL_S = (0.002, 0.1)  # first and longest pause between two looks
 # Sessions of shardmig itself are told by their advisory lock. They never decide by a flag, and a mover on another
 # shard of this database must not be waited for. usename is visible to every role, whatever else is hidden.
 _OPEN = f"""
-SELECT l.virtualtransaction AS id, a.pid, a.usename AS role, a.application_name AS application,
+SELECT l.virtualtransaction AS id, a.pid, a.usename::text AS role, a.application_name AS application,
        extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age_s, left(a.query, 120) AS query
 FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'virtualxid' AND l.granted AND l.virtualxid = l.virtualtransaction
   AND coalesce(a.datname, current_database()) = current_database()
   AND l.pid <> pg_backend_pid()
   AND coalesce(a.backend_type, '') NOT IN ('autovacuum worker', 'walsender')
-  AND a.usename IS DISTINCT FROM ALL ($1::text[])
+  AND NOT coalesce(a.usename = ANY ($1::text[]), false)
   AND NOT EXISTS (SELECT FROM pg_locks ours WHERE ours.pid = l.pid AND ours.locktype = 'advisory'
                   AND ours.classid = {LOCK_CLASS} AND ours.objsubid = 2)
 """
 # Prepared transactions leave the first list, survive a failover and still write what they decided.
 _PREPARED = """
-SELECT 'prepared ' || gid AS id, NULL::int AS pid, owner AS role, NULL::text AS application,
+SELECT 'prepared ' || gid AS id, NULL::int AS pid, owner::text AS role, NULL::text AS application,
        extract(epoch FROM clock_timestamp() - prepared)::float8 AS age_s, 'PREPARE TRANSACTION ' || gid AS query
 FROM pg_prepared_xacts WHERE database = current_database()
 """
