@@ -1,0 +1,369 @@
+"""
+Taking a lock on a busy table without making the application wait.
+
+Whoever queues for an ACCESS EXCLUSIVE lock makes everybody behind it queue too, so a plain ALTER TABLE behind one long
+reader stops the application for as long as that reader runs. Therefore: while an old transaction holds the table, wait
+without queueing; else queue for a few milliseconds, a little longer at each real try. The look, the change, its proof,
+its record and COMMIT travel in one flight: while the lock is held, nobody waits for the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import psycopg
+
+from shardmig.catalog import NOT_ADDITIVE, proof_in_flight, qualified
+from shardmig.errors import LockNotObtained, ProofFailed
+from shardmig.events import Blocker, Waiting
+from shardmig.session import Query, sqlstate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from shardmig.config import SessionSettings
+    from shardmig.session import Result, Session
+
+__all__ = ["Held", "Ladder", "Mode", "Try", "Wait", "holders", "mode_of", "under_lock"]
+
+Mode = Literal["ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"]
+
+_HELD_TOO_LONG = "SM003"  # SQLSTATE: the look inside the flight found an old transaction on the table
+_AGAIN = frozenset({"55P03", "40001", "40P01"})  # lock timeout, somebody changed the same catalog rows, deadlock
+_LOOK_S = (0.02, 0.04)  # between two looks while an old transaction holds the table
+_PAUSE_S = (0.05, 0.15)  # after a try that failed: the queue behind it drains
+_HURRIED_MS = 100  # how long to queue behind an autovacuum that was told to yield after 10 ms
+_PATIENCE_MS = 200  # how long to queue beyond deadlock_timeout behind one that can only yield then
+
+_WEAKER = ["AccessShareLock", "RowShareLock"]  # what readers and lockers of rows hold
+_CONFLICTS: dict[Mode, list[str]] = {
+    "ACCESS EXCLUSIVE": [],
+    "SHARE ROW EXCLUSIVE": _WEAKER,
+    "SHARE UPDATE EXCLUSIVE": [*_WEAKER, "RowExclusiveLock"],
+}
+"""Modes that do *not* conflict (Explicit Locking, table 13.2); all others do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Queue for the lock, for at most `lock_timeout_ms`; `hurry` tells an autovacuum to yield after 10 ms."""
+
+    lock_timeout_ms: float
+    hurry: bool = False
+    past_autovacuum: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Do not queue: `blockers` hold the table, and queueing behind them would stop the application."""
+
+    reason: str
+    blockers: tuple[Blocker, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One transaction that holds the table in a conflicting mode."""
+
+    transaction: str
+    pid: int | None
+    role: str | None
+    application: str | None
+    age_s: float | None
+    query: str | None
+    what: str
+    wraparound: bool
+    may_hurry: bool
+
+    def blocker(self, age_s: float | None) -> Blocker:
+        return Blocker(self.pid, self.role, self.application, age_s, self.query, self.what)
+
+
+@dataclass(slots=True)
+class Ladder:
+    """
+    What to do next about one lock; decides, does nothing.
+
+    Attributes:
+        settings: rungs, and the age at which a transaction is old.
+        deadlock_timeout_ms: the server's: an ordinary autovacuum yields after it.
+        tries: real tries that did not get the lock.
+    """
+
+    settings: SessionSettings
+    deadlock_timeout_ms: float
+    tries: int = 0
+    _first_seen: dict[str, float] = field(default_factory=dict)
+    _announced: set[int | None] = field(default_factory=set)
+
+    def decide(self, held: Sequence[Held], now_s: float) -> Try | Wait:
+        """Choose between queueing and waiting, from what holds the table at this moment."""
+        # Of other roles' transactions a role without pg_read_all_stats sees no age: then count from the first sight.
+        self._first_seen = {holder.transaction: self._first_seen.get(holder.transaction, now_s) for holder in held}
+        ages = {
+            holder: now_s - self._first_seen[holder.transaction] if holder.age_s is None else holder.age_s
+            for holder in held
+        }
+        old = [holder for holder in held if ages[holder] * 1000 >= self.settings.old_holder_ms]
+        yielding = [holder for holder in old if holder.what == "autovacuum" and not holder.wraparound]
+        if len(old) > len(yielding):
+            oldest_first = sorted(old, key=lambda holder: -ages[holder])
+            return Wait(
+                "an older transaction holds the table", tuple(holder.blocker(ages[holder]) for holder in oldest_first)
+            )
+        if yielding:
+            return self._past_autovacuum(yielding)
+        return Try(self.rung_ms())
+
+    def rung_ms(self) -> float:
+        """How long to queue now: longer at each real try, with jitter so that no two runners keep step."""
+        rungs = self.settings.lock_timeout_ms
+        return max(1.0, rungs[min(self.tries, len(rungs) - 1)] * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    def _past_autovacuum(self, yielding: Sequence[Held]) -> Try:
+        """
+        Make an autovacuum yield.
+
+        It is cancelled by the deadlock check of whoever waits for it (Routine Vacuuming, "The Autovacuum Daemon"), so
+        only a wait longer than deadlock_timeout gets past it. Where the role may shorten that for itself, nobody
+        notices; elsewhere there is one long try for each worker, because it makes the application wait.
+        """
+        if all(holder.may_hurry for holder in yielding):
+            return Try(max(_HURRIED_MS, self.rung_ms()), hurry=True, past_autovacuum=True)
+        fresh = {holder.pid for holder in yielding} - self._announced
+        self._announced |= fresh
+        return Try(self.deadlock_timeout_ms + _PATIENCE_MS if fresh else self.rung_ms(), past_autovacuum=True)
+
+
+async def under_lock(
+    session: Session,
+    relation: str,
+    queries: Sequence[Query],
+    *,
+    mode: Mode = "ACCESS EXCLUSIVE",
+    proof: bool = True,
+    on_wait: Callable[[Waiting], None] | None = None,
+) -> list[Result]:
+    """
+    Run statements that lock one existing relation, in one transaction and one flight.
+
+    A try that does not get the lock leaves nothing behind and is repeated whole, until `lock_wait_s` is over.
+
+    Args:
+        session: a session on the shard.
+        relation: the existing relation, as the plan names it.
+        queries: the fence first, then the change and its record; nothing that must not be repeated.
+        mode: the lock that the statements need, see `mode_of`.
+        proof: whether the facts of the relation must be the same before and after.
+        on_wait: told at once and then each second who is in the way.
+
+    Returns:
+        One result for each query.
+
+    Raises:
+        LockNotObtained: the table stayed busy; the message names who held it last. Nothing was changed.
+        ProofFailed: the relation's facts are not what they were; rolled back.
+        InDoubt, psycopg.Error: as `Session.transact`.
+    """
+    ladder = Ladder(session.settings, session.deadlock_timeout_ms)
+    tell = _Teller(session.shard.name, on_wait)
+    clock = asyncio.get_running_loop().time
+    deadline_s = clock() + session.settings.lock_wait_s
+    held: list[Held] = []
+    decision: Try | Wait = Try(ladder.rung_ms())
+    while True:
+        match decision:
+            case Wait():
+                tell.waiting(decision, clock())
+                await asyncio.sleep(random.uniform(*_LOOK_S))  # noqa: S311 - jitter
+            case Try():
+                if decision.past_autovacuum:
+                    tell.autovacuum(decision, held, clock())
+                results = await _try(session, relation, queries, decision, mode=mode, proof=proof)
+                if isinstance(results, list):
+                    return results
+                if results == "missed":
+                    ladder.tries += 1
+                    await asyncio.sleep(random.uniform(*_PAUSE_S))  # noqa: S311 - jitter
+        held = await holders(session, relation, mode=mode)
+        if clock() > deadline_s:
+            raise _not_obtained(session, relation, held, ladder)
+        decision = ladder.decide(held, clock())
+
+
+def mode_of(sql: str) -> Mode:
+    """Return the lock that a statement of a plan takes on an existing relation (LINT: ALTER, foreign key, COMMENT)."""
+    verb = re.match(r"\s*(\w+)", sql)
+    match verb[1].upper() if verb else "":
+        case "CREATE":
+            return "SHARE ROW EXCLUSIVE"
+        case "COMMENT":
+            return "SHARE UPDATE EXCLUSIVE"
+        case _:
+            return "ACCESS EXCLUSIVE"
+
+
+async def holders(session: Session, relation: str, *, mode: Mode = "ACCESS EXCLUSIVE") -> list[Held]:
+    """Return the transactions of others that hold a relation or one of its children in a conflicting mode."""
+    may_hurry = _MAY_HURRY if session.server_version >= _PARAMETER_PRIVILEGES_SINCE else _IS_SUPERUSER
+    return await session.observe(
+        Held, _HOLDERS.replace("{may_hurry}", may_hurry), (qualified(relation), _CONFLICTS[mode])
+    )
+
+
+async def _try(
+    session: Session, relation: str, queries: Sequence[Query], attempt: Try, *, mode: Mode, proof: bool
+) -> list[Result] | Literal["missed", "held"]:
+    """Make one real try, unless the look at its beginning finds the table held by an old transaction."""
+    remember, compare = proof_in_flight(session) if proof else (None, None)
+    before = [
+        Query(
+            _ADDRESS, (qualified(relation), _CONFLICTS[mode], session.settings.old_holder_ms, attempt.past_autovacuum)
+        ),
+        Query(_LOOK),
+        *([Query("SELECT set_config('role', $1, true)", (session.settings.owner,))] if session.settings.owner else []),
+        *([remember] if remember else []),
+    ]
+    flight = [*before, *queries, *([compare] if compare else [])]
+    try:
+        results = await session.transact(flight, isolation="REPEATABLE READ", local=_local(session, attempt))
+    except psycopg.Error as error:
+        state = sqlstate(error)
+        if state == NOT_ADDITIVE:
+            raise ProofFailed(
+                f"{error.diag.message_primary}; it was rolled back. Report this: the linter missed it",
+                shard=session.shard.name,
+            ) from error
+        if state == _HELD_TOO_LONG:
+            return "held"
+        if state in _AGAIN:
+            return "missed"
+        raise
+    return results[len(before) : len(before) + len(queries)]
+
+
+def _local(session: Session, attempt: Try) -> Mapping[str, str]:
+    local = {"lock_timeout": f"{attempt.lock_timeout_ms:.0f}ms"}
+    if session.settings.owner:
+        local["role"] = "none"  # the login role may see more of others' activity than the owner
+    if attempt.hurry:
+        local["deadlock_timeout"] = "10ms"
+    return local
+
+
+def _not_obtained(session: Session, relation: str, held: Sequence[Held], ladder: Ladder) -> LockNotObtained:
+    who = (
+        "; ".join(str(holder.blocker(holder.age_s)) for holder in held) or "short transactions, none of them right now"
+    )
+    return LockNotObtained(
+        f"table {relation} stayed busy for {session.settings.lock_wait_s:g} s ({ladder.tries} tries); held by {who}; "
+        "nothing was changed, apply again when it is over",
+        shard=session.shard.name,
+    )
+
+
+class _Teller:
+    """Says who is in the way: at once when that changes, else each second."""
+
+    def __init__(self, shard: str, on_wait: Callable[[Waiting], None] | None) -> None:
+        self._shard = shard
+        self._on_wait = on_wait
+        self._said: tuple[object, float] = (None, 0.0)
+
+    def waiting(self, decision: Wait, now_s: float) -> None:
+        self._say(decision.reason, decision.blockers, now_s)
+
+    def autovacuum(self, decision: Try, held: Sequence[Held], now_s: float) -> None:
+        reason = "autovacuum works on the table and is asked to yield"
+        if not decision.hurry:
+            reason += (
+                f", which takes deadlock_timeout while writers wait {decision.lock_timeout_ms:.0f} ms at most; "
+                "GRANT SET ON PARAMETER deadlock_timeout avoids this"
+            )
+        self._say(reason, tuple(holder.blocker(holder.age_s) for holder in held), now_s)
+
+    def _say(self, reason: str, blockers: tuple[Blocker, ...], now_s: float) -> None:
+        what = (reason, frozenset(blocker.pid for blocker in blockers))
+        if self._on_wait and (what != self._said[0] or now_s - self._said[1] >= 1):
+            self._said = (what, now_s)
+            self._on_wait(Waiting(self._shard, reason, blockers))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# SQL
+
+_PARAMETER_PRIVILEGES_SINCE = 150_000
+_MAY_HURRY = "has_parameter_privilege(session_user, 'deadlock_timeout', 'SET')"
+_IS_SUPERUSER = "(SELECT rolsuper FROM pg_roles WHERE rolname = session_user)"
+
+# Who holds the relation in a conflicting mode. ALTER TABLE on a parent locks every child as strongly as the parent.
+_HELD = """
+WITH RECURSIVE tree (oid) AS (
+    SELECT {relation}
+    UNION
+    SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON tree.oid = i.inhparent
+), held AS (
+    SELECT DISTINCT l.virtualtransaction AS transaction, l.pid
+    FROM pg_locks AS l
+    WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.relation IN (SELECT oid FROM tree)
+      AND l.mode <> ALL({weaker})
+), seen AS (
+    SELECT held.*, a.usename, a.application_name, a.query, p.gid, p.owner,
+           clock_timestamp() - coalesce(a.xact_start, p.prepared) AS age,
+           coalesce(a.backend_type = 'autovacuum worker', false) AS autovacuum,
+           coalesce(a.query LIKE '%(to prevent wraparound)', false) AS wraparound
+    FROM held
+    LEFT JOIN pg_stat_activity AS a ON a.pid = held.pid
+    LEFT JOIN pg_prepared_xacts AS p ON held.pid IS NULL AND held.transaction = '-1/' || p.transaction
+)"""
+
+_HOLDERS = (
+    _HELD.replace("{relation}", "to_regclass($1)::oid").replace("{weaker}", "$2::text[]")
+    + """
+SELECT transaction,
+       pid,
+       coalesce(usename, owner)::text AS role,
+       nullif(application_name, '') AS application,
+       extract(epoch FROM age)::float8 AS age_s,
+       CASE WHEN gid IS NOT NULL THEN format('PREPARE TRANSACTION %L', gid)
+            ELSE nullif(left(regexp_replace(query, '\\s+', ' ', 'g'), 120), '') END AS query,
+       CASE WHEN pid IS NULL THEN 'prepared' WHEN autovacuum THEN 'autovacuum' ELSE 'client' END AS what,
+       wraparound,
+       {may_hurry} AS may_hurry
+FROM seen
+ORDER BY age DESC NULLS LAST
+"""
+)
+
+# An anonymous block takes no parameters: its arguments travel as settings of the transaction.
+_ADDRESS = """
+SELECT set_config('shardmig.relation', coalesce(to_regclass($1)::oid::text, ''), true),
+       set_config('shardmig.weaker', $2::text[]::text, true),
+       set_config('shardmig.old_holder_ms', $3::int::text, true),
+       set_config('shardmig.past_autovacuum', $4::boolean::text, true)
+"""
+
+_LOOK = f"""
+DO $look$
+BEGIN
+    IF EXISTS (
+        {
+    _HELD.replace("{relation}", "nullif(current_setting('shardmig.relation'), '')::oid").replace(
+        "{weaker}", "current_setting('shardmig.weaker')::text[]"
+    )
+}
+        SELECT FROM seen
+        WHERE extract(epoch FROM age) * 1000 >= current_setting('shardmig.old_holder_ms')::int
+          AND NOT (autovacuum AND NOT wraparound AND current_setting('shardmig.past_autovacuum')::boolean)
+    ) THEN
+        RAISE EXCEPTION USING ERRCODE = '{_HELD_TOO_LONG}', MESSAGE = 'an older transaction holds the table';
+    END IF;
+END
+$look$
+"""
