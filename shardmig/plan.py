@@ -179,15 +179,27 @@ class AcceptedPlan:
         plan: the plan.
         locks: step number → the existing relation that the statement locks (as written, "schema.table" or "table");
             statements that lock no existing relation are absent.
+        creates: step number → the table that the statement creates, likewise as written.
+        indexes: step number → the index that a non-transactional statement builds, unqualified.
     """
 
-    __slots__ = ("locks", "plan")
+    __slots__ = ("creates", "indexes", "locks", "plan")
 
-    def __init__(self, plan: Plan, locks: dict[int, str], *, seal: object) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        locks: dict[int, str],
+        *,
+        creates: dict[int, str] | None = None,
+        indexes: dict[int, str] | None = None,
+        seal: object,
+    ) -> None:
         if seal is not _SEAL:
             raise TypeError("only shardmig.lint.accept(plan) makes an AcceptedPlan")
         self.plan = plan
         self.locks = locks
+        self.creates = creates or {}
+        self.indexes = indexes or {}
 
 
 _SEAL = object()
