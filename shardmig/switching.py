@@ -131,11 +131,11 @@ async def flip(
     return await read_flag(turn.session, row.flag)
 
 
-async def vouch(turn: Turn, flag: str, release: str) -> None:
+async def vouch(session: Session, flag: str, release: str) -> None:
     """Log that an operator vouches: no process older than this release, which knows the flag, runs any more (G0)."""
-    await turn.session.execute(
+    await session.execute(
         "INSERT INTO shardmig.log (shard, action, flag, after, os_user) VALUES ($1, 'aware', $2, $3, $4)",
-        [turn.shard, flag, release, ledger.os_user()],
+        [session.shard.name, flag, release, ledger.os_user()],
     )
 
 

@@ -1,0 +1,99 @@
+"""
+What must be true before a flag goes DONE: writers of new alone may leave every old column out.
+
+An old column that is NOT NULL without a default would make their INSERTs fail. The script may declare it in `relax`;
+then this edge runs the one ALTER that shardmig ever runs on an existing column: DROP NOT NULL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardmig import locking
+from shardmig.errors import PreflightFailed
+from shardmig.plan import quote
+from shardmig.session import Query
+
+if TYPE_CHECKING:
+    from shardmig.events import Listener
+    from shardmig.plan import Plan
+    from shardmig.session import Session
+
+__all__ = ["relax"]
+
+_IN_THE_WAY = """
+SELECT a.attname AS name, a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS mandatory,
+       (SELECT string_agg(format('%s (%s)', k.conname,
+               CASE k.contype WHEN 'c' THEN 'CHECK' WHEN 'f' THEN 'FOREIGN KEY' WHEN 'p' THEN 'PRIMARY KEY'
+                              WHEN 'u' THEN 'UNIQUE' ELSE 'EXCLUDE' END), ', ')
+        FROM pg_constraint k
+        WHERE k.conrelid = a.attrelid AND a.attnum = ANY (k.conkey) AND k.contype <> 'n') AS constraints
+FROM pg_attribute a
+WHERE a.attrelid = $1::regclass AND a.attname = ANY ($2::text[]) AND NOT a.attisdropped
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    name: str
+    mandatory: bool
+    constraints: str | None
+
+
+async def relax(session: Session, plan: Plan, *, listener: Listener | None = None) -> None:
+    """
+    Make sure that every old column of a plan may be left out, relaxing those that its script names.
+
+    Raises:
+        PreflightFailed: a column is mandatory and not in `relax`, or a constraint stands on it; every one is listed.
+        LockNotObtained: the table stayed busy.
+    """
+    mandatory, problems = [], []
+    for table, columns in _old_columns(plan).items():
+        for column in await session.fetch(_Column, _IN_THE_WAY, [_name(table), sorted(columns)]):
+            written = f"{table}.{column.name}"
+            if column.constraints:
+                problems.append(f"{written} is under {column.constraints}: writers of new alone cannot keep that")
+            if column.mandatory and written in plan.relax:
+                mandatory.append((table, column.name))
+            elif column.mandatory:
+                problems.append(
+                    f'{written} is NOT NULL without a default; a script that says relax = ["{written}"] before it is '
+                    "applied lets this edge drop that"
+                )
+    if problems:
+        raise PreflightFailed(
+            f"{plan.flag} cannot go DONE: " + "; ".join(problems) + ". It may stay LIVE for ever",
+            shard=session.shard.name,
+        )
+    for table, name in mandatory:
+        await locking.under_lock(
+            session,
+            table,
+            [
+                Query(f"ALTER TABLE {_name(table)} ALTER COLUMN {quote(name)} DROP NOT NULL"),
+                Query(
+                    "INSERT INTO shardmig.log (shard, action, flag, revision, before, after) "
+                    "VALUES ($1, 'relax', $2, $3, $4, 'nullable')",
+                    (session.shard.name, plan.flag, plan.revision, f"{table}.{name} NOT NULL"),
+                ),
+            ],
+            proof=False,  # a constraint goes away: the one change that is declared, not added
+            on_wait=listener,
+        )
+
+
+def _old_columns(plan: Plan) -> dict[str, set[str]]:
+    """Return the old columns by table: those that `back` restores and those that the script relaxes."""
+    old: dict[str, set[str]] = {}
+    for _, move in plan.moves:
+        old.setdefault(move.table, set()).update(move.restores)
+    for written in plan.relax:
+        table, _, column = written.rpartition(".")
+        old.setdefault(table, set()).add(column)
+    return old
+
+
+def _name(table: str) -> str:
+    return ".".join(quote(part) for part in table.split("."))
