@@ -80,6 +80,7 @@ class Held:
     may_hurry: bool
 
     def blocker(self, age_s: float | None) -> Blocker:
+        """Describe the holder for events and messages; the ladder may know a better age."""
         return Blocker(self.pid, self.role, self.application, age_s, self.query, self.what)
 
 
