@@ -1,0 +1,44 @@
+"""`shardmig gate`: a deploy script's question before a release goes out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shardmig.cli import options
+
+__all__ = ["gate", "register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(gate)
+
+
+def gate(
+    what: Annotated[str, typer.Argument(help='"ledger", or a flag.', metavar="ledger|FLAG")],
+    level: Annotated[
+        str | None, typer.Argument(help="structure, dual, live or done; with a flag.", metavar="[LEVEL]")
+    ] = None,
+    shard: options.Shards = None,
+    everything: options.All = False,
+    wave: options.Wave = None,
+    tag: options.Tag = None,
+    expect: options.Expect = None,
+    output: options.Output = "text",
+    config: options.Config_ = None,
+) -> None:
+    """Exit 0 only if every named shard is there: run it before a release that relies on it is started."""
+    from shardmig.cli import console, project
+    from shardmig.errors import ConfigError
+
+    levels = ("structure", "dual", "live", "done")
+    if (what == "ledger") == (level is not None) or (level is not None and level not in levels):
+        raise ConfigError(f"say `gate ledger`, or `gate FLAG LEVEL` with a level of {', '.join(levels)}")
+    here = project.load(config)
+    if level is not None:
+        here.plan_of_flag(what)
+    chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
+    fleet = here.fleet(chosen)
+    console.show_gate(console.run(fleet, fleet.status, quiet=True), what, level, output)

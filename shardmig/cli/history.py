@@ -1,0 +1,29 @@
+"""`shardmig history`: the log of a shard."""
+
+from __future__ import annotations
+
+import typer
+
+from shardmig.cli import options
+
+__all__ = ["history", "register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(history)
+
+
+def history(
+    shard: options.Shards = None,
+    everything: options.All = False,
+    output: options.Output = "text",
+    config: options.Config_ = None,
+) -> None:
+    """Show what was applied, switched and decided on shards: what, from, to, when, by whom and why."""
+    from shardmig.cli import console, project
+
+    here = project.load(config)
+    chosen = options.targets(here.config, shard, everything=everything)
+    fleet = here.fleet(chosen)
+    console.show_history(console.run(fleet, lambda: fleet.status(log=True), quiet=True), output)

@@ -1,0 +1,89 @@
+"""Options that several verbs share, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from shardmig.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shardmig.config import Config, Shard
+
+__all__ = [
+    "All",
+    "Config_",
+    "Expect",
+    "Jobs",
+    "Output",
+    "Reason",
+    "Shards",
+    "Tag",
+    "TakeOver",
+    "Wave",
+    "targets",
+]
+
+# A target is always named on the command line: an environment variable that somebody forgot must not choose shards.
+Config_ = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="The configuration file.", show_default="shardmig.toml here or above"),
+]
+Shards = Annotated[
+    list[str] | None,
+    typer.Option("--shard", "-s", metavar="NAME", help="A shard; repeatable.", allow_from_autoenv=False),
+]
+All = Annotated[bool, typer.Option("--all", help="Every shard of the configuration.", allow_from_autoenv=False)]
+Wave = Annotated[
+    str | None, typer.Option("--wave", metavar="NAME", help="The shards of one wave.", allow_from_autoenv=False)
+]
+Tag = Annotated[
+    str | None, typer.Option("--tag", metavar="TAG", help="The shards with this tag.", allow_from_autoenv=False)
+]
+Expect = Annotated[
+    int | None, typer.Option("--expect", metavar="N", help="Refuse to start unless exactly N shards are meant.")
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Shards at once.", show_default="rollout.jobs")]
+Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="How the result is written.")]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the shard's log.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="End another runner that works on these shards.", allow_from_autoenv=False)
+]
+
+
+def targets(
+    config: Config,
+    shards: list[str] | None,
+    *,
+    everything: bool,
+    wave: str | None = None,
+    tag: str | None = None,
+    expect: int | None = None,
+) -> list[Shard]:
+    """
+    Return the shards that the options name, in the order of the configuration.
+
+    Raises:
+        ConfigError: nothing named, an unknown name, two ways of naming, or not as many as expected.
+    """
+    ways = [bool(shards), everything, wave is not None, tag is not None]
+    if sum(ways) == 0:
+        raise ConfigError("no target: name shards with --shard NAME, --wave NAME or --tag TAG, or say --all")
+    if sum(ways) > 1:
+        raise ConfigError("name the targets in one way: --shard, --wave, --tag or --all")
+    if shards:
+        chosen = [config.shard(name) for name in dict.fromkeys(shards)]
+    else:
+        chosen = [
+            shard
+            for shard in config.shards.values()
+            if everything or (wave is not None and shard.wave == wave) or (tag is not None and tag in shard.tags)
+        ]
+    if not chosen:
+        named = f"wave {wave!r}" if wave is not None else f"tag {tag!r}" if tag is not None else "the configuration"
+        raise ConfigError(f"no shard in {named}; shardmig.toml lists shards as [shards.NAME] with a url")
+    if expect is not None and len(chosen) != expect:
+        raise ConfigError(f"{len(chosen)} shards are meant, {expect} were expected; nothing was begun")
+    return chosen
