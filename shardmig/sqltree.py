@@ -82,9 +82,10 @@ class Token:
     offset: int
 
 
+@functools.lru_cache(maxsize=4096)
 def parse(sql: str) -> list[Node]:
     """
-    Parse a text into its statements.
+    Parse a text into its statements; treat the tree as read-only, it is kept.
 
     Raises:
         SqlError: not SQL, or nested too deeply, or not encodable.

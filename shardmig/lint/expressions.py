@@ -147,7 +147,8 @@ def _args(judge: Judge, node: Node, place: Place) -> None:
 
 
 def _operator(judge: Judge, node: Node, place: Place) -> None:
-    operator_name(judge, node.get("name", []), node)
+    if "BETWEEN" not in node.get("kind", ""):  # which names itself there, and means >= and <=
+        operator_name(judge, node.get("name", []), node)
     expression(judge, node.get("lexpr"), place)
     expression(judge, node.get("rexpr"), place)
     if place.existing and node.get("name", [""])[-1] in ("/", "%") and _is_zero(node.get("rexpr")):

@@ -53,6 +53,7 @@ class Scope:
         restores: table → old columns that a reverse move may write.
         settings: the configuration's section on linting.
         step: whether the text is a step of a plan and holds `{batch}`; else a lone statement.
+        touches: existing table whose columns may be set to themselves, so that REPEATABLE READ writers retry.
     """
 
     context: Context = "structure"
@@ -60,6 +61,7 @@ class Scope:
     restores: Mapping[str, Collection[str]] = field(default_factory=dict)
     settings: Lint = Lint()
     step: bool = False
+    touches: str | None = None
 
     @property
     def home(self) -> str:

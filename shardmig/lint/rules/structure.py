@@ -420,7 +420,11 @@ class NotPermanent(Rule):
 
     code, name = "SM130", "not-permanent"
     VALID = ("CREATE TABLE x (id int)",)
-    INVALID = ("CREATE TEMP TABLE x (id int)", "CREATE UNLOGGED TABLE x (id int)", "CREATE TABLE x (id int) TABLESPACE d")
+    INVALID = (
+        "CREATE TEMP TABLE x (id int)",
+        "CREATE UNLOGGED TABLE x (id int)",
+        "CREATE TABLE x (id int) TABLESPACE d",
+    )
 
 
 class BorrowedShape(Rule):

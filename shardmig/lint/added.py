@@ -1,0 +1,191 @@
+"""What a plan adds: the objects that no running code knows, and what later plans must know about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from shardmig import sqltree
+from shardmig.lint import datatypes
+from shardmig.lint.scope import New, relation_name
+from shardmig.plan import Statement
+from shardmig.sqltree import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardmig.plan import Plan
+
+__all__ = ["Added", "added", "added_by", "locked"]
+
+
+@dataclass(slots=True)
+class Added:
+    """
+    What one or several plans add, names as `New` spells them.
+
+    Attributes:
+        tables: new tables → their columns → type.
+        columns: existing tables → new columns → type.
+        types: enum types.
+        sequences: sequences, those of serial and identity columns included.
+        cascading: new tables that lose rows when an existing table does.
+    """
+
+    tables: dict[str, dict[str, str]] = field(default_factory=dict)
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)
+    types: set[str] = field(default_factory=set)
+    sequences: set[str] = field(default_factory=set)
+    cascading: set[str] = field(default_factory=set)
+
+    def include(self, other: Added) -> None:
+        """Add what another one holds."""
+        for mine, theirs in ((self.tables, other.tables), (self.columns, other.columns)):
+            for table, columns in theirs.items():
+                mine.setdefault(table, {}).update(columns)
+        self.types |= other.types
+        self.sequences |= other.sequences
+        self.cascading |= other.cascading
+
+    def new(self, *, types: set[str]) -> New:
+        """Return it as what a statement is judged against, with the enum types of all history."""
+        return New(
+            tables=frozenset(self.tables),
+            columns={table: frozenset(columns) for table, columns in self.columns.items()},
+            types=frozenset(self.types | types),
+            sequences=frozenset(self.sequences),
+            cascading=frozenset(self.cascading),
+        )
+
+
+@lru_cache(maxsize=4096)
+def added(plan: Plan, home: str) -> Added:
+    """
+    Read off a plan what it adds; a statement that cannot be read adds nothing.
+
+    Args:
+        plan: the plan.
+        home: the schema that an unqualified name means.
+    """
+    total = Added()
+    for step in plan.steps:
+        if isinstance(step, Statement):
+            total.include(added_by(step.sql, home, total))
+    return total
+
+
+def added_by(sql: str, home: str, before: Added) -> Added:
+    """Read off one statement what it adds to what the plan has added before."""
+    found = Added()
+    for statement in _statements(sql):
+        match statement.kind:
+            case "CreateStmt":
+                _table(found, statement, home, before)
+            case "AlterTableStmt":
+                _columns(found, statement, home, before)
+            case "CreateEnumStmt":
+                found.types.add(_dotted(statement.get("type_name", []), home))
+            case "CreateSeqStmt":
+                found.sequences.add(_relation(statement.get("sequence"), home))
+    return found
+
+
+def locked(sql: str, home: str, new: Mapping[str, object]) -> str | None:
+    """
+    Return the existing relation whose lock a structure statement waits for.
+
+    CREATE INDEX CONCURRENTLY is left out: it runs alone, without a short timeout. Of several tables referenced by a
+    new one the first counts.
+
+    Args:
+        sql: the statement.
+        home: the schema that an unqualified name means.
+        new: the tables that the plan has created before.
+    """
+    for statement in _statements(sql):
+        match statement.kind:
+            case "AlterTableStmt":
+                candidates = [statement.get("relation")]
+            case "CreateStmt":
+                own = _relation(statement.get("relation"), home)
+                candidates = [key for key in _referenced(statement) if _relation(key, home) != own]
+            case "CommentStmt":
+                return _commented(statement, home, new)
+            case _:
+                candidates = []
+        for relation in candidates:
+            if _relation(relation, home) not in new:
+                return _written(relation.get("schemaname", ""), relation.get("relname", ""))
+    return None
+
+
+def _statements(sql: str) -> list[Node]:
+    try:
+        return sqltree.parse(sql)
+    except sqltree.SqlError:
+        return []
+
+
+def _relation(node: Node, home: str) -> str:
+    return relation_name(node.get("schemaname", ""), node.get("relname", ""), home=home)
+
+
+def _dotted(names: list[str], home: str) -> str:
+    return relation_name(names[-2] if len(names) > 1 else "", names[-1], home=home)
+
+
+def _written(schema: str, name: str) -> str:
+    return f"{schema}.{name}" if schema else name
+
+
+def _commented(statement: Node, home: str, new: Mapping[str, object]) -> str | None:
+    names = statement.get("object", [])
+    if statement.get("objtype") == "OBJECT_COLUMN":
+        names = names[:-1]
+    if not isinstance(names, list) or not names or _dotted(names, home) in new:
+        return None
+    return _written(names[-2] if len(names) > 1 else "", names[-1])
+
+
+def _table(found: Added, statement: Node, home: str, before: Added) -> None:
+    name = _relation(statement.get("relation"), home)
+    columns = found.tables.setdefault(name, {})
+    for element in statement.get("table_elts", []):
+        if element.kind == "ColumnDef":
+            _column(found, element, name, columns)
+    for constraint in _keys(statement):
+        target = _relation(constraint.get("pktable"), home)
+        existing = target not in before.tables and target != name
+        if existing or target in before.cascading:
+            found.cascading.add(name)
+
+
+def _columns(found: Added, statement: Node, home: str, before: Added) -> None:
+    name = _relation(statement.get("relation"), home)
+    columns = (found.tables if name in before.tables else found.columns).setdefault(name, {})
+    for command in statement.get("cmds", []):
+        if command.get("subtype") == "AT_AddColumn":
+            _column(found, command.get("def"), name, columns)
+
+
+def _column(found: Added, node: Node, table: str, columns: dict[str, str]) -> None:
+    column = node.get("colname", "")
+    kind: Node | None = node.get("type_name")
+    names = [] if kind is None else kind.get("names", [])
+    columns[column] = names[-1] + ("[]" if kind is not None and "array_bounds" in kind.fields else "") if names else ""
+    identity = any(c.get("contype") == "CONSTR_IDENTITY" for c in node.get("constraints", []))
+    if identity or (len(names) == 1 and names[0] in datatypes.SERIAL):
+        found.sequences.add(f"{table}_{column}_seq")
+
+
+def _keys(statement: Node) -> list[Node]:
+    return [
+        node
+        for node in sqltree.walk([statement.get("table_elts", []), statement.get("constraints", [])])
+        if node.kind == "Constraint" and node.get("contype") == "CONSTR_FOREIGN"
+    ]
+
+
+def _referenced(statement: Node) -> list[Node]:
+    return [constraint.get("pktable") for constraint in _keys(statement)]

@@ -1,0 +1,1 @@
+"""The rules: one reason to refuse a class, listed once, in order."""

@@ -1,0 +1,259 @@
+"""The closed world of structure steps: a statement passes because everything in it is known to be additive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmig.lint import columns, indexes, tables
+from shardmig.lint.expressions import type_of
+from shardmig.lint.rules import structure as rules
+from shardmig.lint.rules.text import UnknownSchema, UnknownSyntax
+from shardmig.sqltree import Node
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardmig.lint.judge import Judge
+    from shardmig.lint.violation import Rule
+
+__all__ = ["refused", "structure"]
+
+
+def structure(judge: Judge, statement: Node) -> None:
+    """Judge one statement of `upgrade()`."""
+    handler = _HANDLERS.get(statement.kind)
+    if handler is not None:
+        handler(judge, statement)
+    else:
+        refused(judge, statement)
+
+
+def refused(judge: Judge, statement: Node) -> None:
+    """Refuse a statement that has no place in any step, saying what kind of harm it does."""
+    kind = statement.kind
+    if statement.get("replace"):
+        judge.refuse(rules.Replaces, None, "what stood under this name is gone; create a new object under a new name")
+        return
+    rule, why = _REFUSED.get(kind, (None, ""))
+    if rule is None and kind.startswith("Alter"):
+        rule, why = rules.AltersExisting, "changes what exists while it is used; only ADD COLUMN is additive"
+    if rule is None:
+        rule, why = UnknownSyntax, f"{kind} is not known to be additive; leave it out"
+    judge.refuse(rule, None, why, lock=_LOCKS.get(kind))
+
+
+def _create_type(judge: Judge, statement: Node) -> None:
+    judge.known(statement)
+    names: list[str] = statement.get("type_name", [])
+    owned_schema(judge, names, None)
+    judge.refuse(
+        rules.EnumNeverGrows,
+        None,
+        f"type {'.'.join(names)} can never get another label here; text can",
+    )
+
+
+def _create_sequence(judge: Judge, statement: Node) -> None:
+    judge.known(
+        statement,
+        but={"if_not_exists": (rules.IfExists, "IF NOT EXISTS hides another sequence of this name; leave it out")},
+    )
+    relation: Node = statement.get("sequence")
+    tables.permanent(judge, relation, "a sequence")
+    owned_schema(judge, [relation.get("schemaname", ""), relation.get("relname", "")], relation)
+    sequence_options(judge, statement.get("options", []))
+
+
+def sequence_options(judge: Judge, options: list[Node]) -> None:
+    """Judge the options of a new sequence; also those of an identity column."""
+    for option in options:
+        judge.known(option)
+        name = option.get("defname", "")
+        if name == "owned_by":
+            _owned_by(judge, option)
+        elif name == "as":
+            type_of(judge, option.get("arg"), frozenset({"int2", "int4", "int8"}))
+        elif name not in ("start", "increment", "minvalue", "maxvalue", "cache", "cycle", "sequence_name"):
+            judge.refuse(UnknownSyntax, option, f"{name.upper()} is no option of a new sequence; leave it out")
+
+
+def _owned_by(judge: Judge, option: Node) -> None:
+    names: list[str] = option.get("arg", [])
+    if names == ["none"]:
+        return
+    table = judge.scope.dotted(names[:-1]) if len(names) > 1 else ""
+    if table not in judge.scope.new.tables:
+        judge.refuse(
+            rules.SequenceOwner,
+            option,
+            f"OWNED BY {'.'.join(names)} ties the sequence to a table that exists; leave it out",
+            lock=f"ACCESS SHARE on {table}",
+        )
+
+
+def _create_schema(judge: Judge, statement: Node) -> None:
+    judge.known(
+        statement,
+        but={
+            "if_not_exists": (rules.IfExists, "IF NOT EXISTS hides a schema of somebody else; leave it out"),
+            "schema_elts": (UnknownSyntax, "objects inside CREATE SCHEMA are steps of their own; write them apart"),
+            "authrole": (rules.Rights, "the owner is the role that migrates; leave AUTHORIZATION out"),
+        },
+    )
+    owned_schema(judge, [statement.get("schemaname", ""), ""], None)
+
+
+def _comment(judge: Judge, statement: Node) -> None:
+    judge.known(statement)
+    kind = statement.get("objtype", "").removeprefix("OBJECT_")
+    if kind not in ("TABLE", "COLUMN"):
+        judge.refuse(
+            rules.Comment,
+            None,
+            f"COMMENT ON {kind} is not known to pass beside open transactions; comment the table or the column",
+        )
+        return
+    names = statement.get("object", [])
+    relation = names if kind == "TABLE" else names[:-1]
+    if not all(isinstance(name, str) for name in relation) or not relation:
+        judge.refuse(UnknownSyntax, None, "name the table")
+        return
+    judge.schema(relation[-2] if len(relation) > 1 else "", relation[-1], None)
+    if len(relation) > 2:  # noqa: PLR2004 - schema and table
+        judge.refuse(UnknownSyntax, None, "a name with a database in front is not known here; leave it out")
+
+
+def _grant(judge: Judge, statement: Node) -> None:
+    if not statement.get("is_grant"):
+        judge.refuse(rules.Rights, None, "REVOKE takes rights from running code; leave them as they are")
+        return
+    judge.known(statement)
+    kind = statement.get("objtype", "").removeprefix("OBJECT_")
+    if statement.get("targtype") != "ACL_TARGET_OBJECT" or kind not in ("TABLE", "SEQUENCE"):
+        judge.refuse(
+            rules.Rights, None, "GRANT is for tables and sequences of this plan, named one by one; use [session] grant"
+        )
+        return
+    new = judge.scope.new.tables | (judge.scope.new.sequences or frozenset())
+    for relation in statement.get("objects", []):
+        name = judge.relation(relation)
+        if name not in new:
+            judge.refuse(
+                rules.Rights,
+                relation,
+                f"{name} exists already; its rights are no part of a release. Use [session] grant for new tables",
+            )
+    for inner in [*statement.get("privileges", []), *statement.get("grantees", [])]:
+        judge.known(inner)
+
+
+def owned_schema(judge: Judge, names: list[str], place: Node | None) -> None:
+    """Refuse to create anything outside the configured schemas."""
+    schema = names[-2] if len(names) > 1 else ""
+    if not judge.schema(schema, names[-1] if names else "", place) or not schema:
+        return
+    if schema not in judge.scope.settings.schemas:
+        judge.refuse(
+            UnknownSchema,
+            place,
+            f"schema {schema} is not configured: a name there may capture unqualified names of running code; "
+            f"add it to [lint] schemas",
+        )
+
+
+def _data(judge: Judge, statement: Node) -> None:
+    if "into_clause" in statement.fields:
+        judge.refuse(
+            rules.BorrowedShape,
+            None,
+            "SELECT INTO creates a table and loads it in one transaction; create it, then move",
+        )
+        return
+    verb = statement.kind.removesuffix("Stmt").upper()
+    judge.refuse(
+        rules.DataInStructure,
+        None,
+        f"{verb} in upgrade() works on the whole table in one transaction; write it in move()",
+        lock="ROW EXCLUSIVE and row locks" if verb != "SELECT" else None,
+    )
+
+
+def _create_table_as(judge: Judge, statement: Node) -> None:
+    if statement.get("objtype") == "OBJECT_MATVIEW":
+        judge.refuse(rules.OtherObject, None, "a materialized view reads its tables while it is made; use a table")
+    else:
+        judge.refuse(
+            rules.BorrowedShape, None, "CREATE TABLE AS loads rows in one transaction; create the table, then move"
+        )
+
+
+_HANDLERS: dict[str, Callable[[Judge, Node], None]] = {
+    "AlterTableStmt": columns.alter_table,
+    "CommentStmt": _comment,
+    "CreateEnumStmt": _create_type,
+    "CreateSchemaStmt": _create_schema,
+    "CreateSeqStmt": _create_sequence,
+    "CreateStmt": tables.create_table,
+    "CreateTableAsStmt": _create_table_as,
+    "DeleteStmt": _data,
+    "GrantStmt": _grant,
+    "IndexStmt": indexes.create_index,
+    "InsertStmt": _data,
+    "MergeStmt": _data,
+    "SelectStmt": _data,
+    "UpdateStmt": _data,
+}
+
+_DROPPED = (rules.Destroys, "what is dropped is still read by the releases that run; leave it")
+_OPAQUE = (rules.Opaque, "what this does is not in its text; write the plain statements")
+_SESSION = (rules.Session, "the session belongs to the runner; configure it under [session]")
+_MAINTENANCE = (rules.Maintenance, "maintenance rewrites or blocks and is no part of a release; leave it to operations")
+_CODE = (rules.DatabaseCode, "code in the database changes what old statements do; let the application do it")
+_OTHER = (rules.OtherObject, "plans manage tables, columns, indexes, enums and sequences; set this up by hand")
+_RIGHTS = (rules.Rights, "rights, roles and owners are no part of a release; use [session]")
+
+_REFUSED: dict[str, tuple[type[Rule], str]] = {
+    **dict.fromkeys(
+        "DropStmt DropRoleStmt DropdbStmt DropTableSpaceStmt DropOwnedStmt DropSubscriptionStmt DropUserMappingStmt "  # noqa: SIM905 - a list of nodes, not of strings
+        "TruncateStmt".split(),
+        _DROPPED,
+    ),
+    **dict.fromkeys(("RenameStmt", "AlterObjectSchemaStmt"), (
+        rules.Renames, "the old name is gone for running code; add the new one and move the rows",
+    )),
+    **dict.fromkeys(
+        ["DoStmt", "CallStmt", "ExecuteStmt", "PrepareStmt", "DeallocateStmt", "ExplainStmt", "CopyStmt", "LoadStmt",
+         "DeclareCursorStmt", "FetchStmt", "ClosePortalStmt", "NotifyStmt", "ListenStmt", "UnlistenStmt", "SecLabelStmt"],
+        _OPAQUE,
+    ),
+    **dict.fromkeys(["VariableSetStmt", "VariableShowStmt", "DiscardStmt", "ConstraintsSetStmt", "AlterSystemStmt"], _SESSION),
+    "TransactionStmt": (rules.Transaction, "the transaction belongs to the runner: a step commits with its record"),
+    "LockStmt": (rules.Locks, "LOCK waits in everybody's way; the runner takes locks, with short timeouts"),
+    **dict.fromkeys(["VacuumStmt", "ClusterStmt", "RepackStmt", "ReindexStmt", "RefreshMatViewStmt", "CheckPointStmt"], _MAINTENANCE),
+    **dict.fromkeys(
+        ["CreateFunctionStmt", "CreateTrigStmt", "RuleStmt", "CreatePolicyStmt", "CreateEventTrigStmt", "CreateCastStmt",
+         "CreateOpClassStmt", "CreateOpFamilyStmt", "CreateConversionStmt", "CreateTransformStmt", "DefineStmt"],
+        _CODE,
+    ),
+    **dict.fromkeys(
+        ["ViewStmt", "CreateDomainStmt", "CreateExtensionStmt", "CreateStatsStmt", "CreatePublicationStmt", "CreatePLangStmt",
+         "CreateSubscriptionStmt", "CreateFdwStmt", "CreateForeignServerStmt", "CreateForeignTableStmt", "CreateAmStmt",
+         "CreateUserMappingStmt", "ImportForeignSchemaStmt", "CreateTableSpaceStmt", "CreatedbStmt", "CompositeTypeStmt",
+         "CreateRangeStmt"],
+        _OTHER,
+    ),
+    **dict.fromkeys(
+        ["CreateRoleStmt", "GrantRoleStmt", "ReassignOwnedStmt", "AlterOwnerStmt", "AlterDefaultPrivilegesStmt"], _RIGHTS
+    ),
+}  # fmt: skip
+
+_LOCKS = {
+    "TruncateStmt": "ACCESS EXCLUSIVE",
+    "DropStmt": "ACCESS EXCLUSIVE",
+    "RenameStmt": "ACCESS EXCLUSIVE",
+    "AlterObjectSchemaStmt": "ACCESS EXCLUSIVE",
+    "LockStmt": "ACCESS EXCLUSIVE unless it says otherwise",
+    "CreateTrigStmt": "SHARE ROW EXCLUSIVE",
+    "RuleStmt": "ACCESS EXCLUSIVE",
+    "CreatePolicyStmt": "ACCESS EXCLUSIVE",
+}
