@@ -15,10 +15,11 @@ from datetime import datetime  # noqa: TC003 - class_row fills the field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import class_row, tuple_row
 
-from shardmig.errors import InDoubt, NotPrimary, PreflightFailed, ShardBusy, ShardUnreachable, StepFailed, ThroughPooler
+from shardmig.errors import InDoubt, ShardBusy, ShardUnreachable, StepFailed
+from shardmig.handshake import SET_ROLE, Answers, connect, judge, not_ready, questions
+from shardmig.pgerrors import first_line, is_connection_lost, is_transient, pointer, sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -52,10 +53,7 @@ A drain tells by it who is one of us: locktype 'advisory', classid LOCK_CLASS, o
 runner's own, exclusive lock on the hash of the shard's name.
 """
 
-_IDLE_IN_TRANSACTION_S = 10  # a stopped runner must not keep locks: a flight needs no client in between
 _TAKE_OVER_WAIT_MS = 5_000  # for a terminated backend to let go of its locks
-_LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})  # the server ended the session
-_TRANSIENT = frozenset({"40001", "40P01", "55P03", "53300", "57P03"})
 
 
 class Query(NamedTuple):
@@ -280,7 +278,7 @@ class Session:
             ThroughPooler, NotPrimary, PreflightFailed: a self-check failed; no setting was left behind anywhere.
             ShardBusy: another runner holds the lock; the message says who.
         """
-        self._open = await _connect(self.shard, self.settings)
+        self._open = await connect(self.shard, self.settings)
         try:
             await self._prepare(take_over=take_over)
         except BaseException:
@@ -300,71 +298,35 @@ class Session:
 
     async def _prepare(self, *, take_over: bool) -> None:
         """Do everything in one flight; only a busy shard costs more."""
-        pid = self.backend_pid
-        role = [Query(_SET_ROLE, (pid, self.settings.owner))] if self.settings.owner else []
+        pid, info, owner = self.backend_pid, self.connection.info, self.settings.owner
+        asked = questions(self.shard, self.settings, backend_pid=pid, server_version=info.server_version)
+        role = [Query(SET_ROLE, (pid, owner))] if owner else []
         try:
-            flight = await self.flight([self._checks(pid), *role, Query(_LOCKS[self.purpose], (pid, self.shard.name))])
-        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue) as error:
-            raise self._unready(
-                f"role {self.connection.info.user} cannot become the owner: {_first_line(error)}; "
-                f"create it, GRANT {self.settings.owner} TO {self.connection.info.user}, or correct session.owner"
+            flight = await self.flight([Query(*asked), *role, Query(_LOCKS[self.purpose], (pid, self.shard.name))])
+        except psycopg.Error as error:
+            if self.failed is None or self.failed.sql != SET_ROLE:
+                raise ShardUnreachable(
+                    f"the server refused the session: {first_line(error)}", shard=self.shard.name
+                ) from error
+            raise not_ready(
+                self.shard,
+                f"role {info.user} cannot become the owner: {first_line(error)}; "
+                f"create it, GRANT {owner} TO {info.user}, or correct session.owner",
             ) from error
-        self._judge(_Server(*flight[0].rows[0]))
+        answers = Answers(*flight[0].rows[0])
+        encoding = info.parameter_status("server_encoding")
+        judge(answers, self.shard, self._pg_versions, server_version=info.server_version, server_encoding=encoding)
+        self.login, self.sees_others = answers.login, answers.sees_others
+        self.deadlock_timeout_ms = answers.deadlock_timeout_ms
         schema, locked = flight[-1].rows[0]
         if schema != self.shard.schema_name:
-            raise self._unready(
-                f"role {self.settings.owner or self.login} may not use schema {self.shard.schema_name}; "
-                f"GRANT USAGE, CREATE ON SCHEMA {self.shard.schema_name} TO {self.settings.owner or self.login}"
+            raise not_ready(
+                self.shard,
+                f"role {owner or self.login} may not use schema {self.shard.schema_name}; "
+                f"GRANT USAGE, CREATE ON SCHEMA {self.shard.schema_name} TO {owner or self.login}",
             )
         if not locked:
             await self._meet_holder(take_over=take_over)
-
-    def _checks(self, pid: int) -> Query:
-        """Ask for every fact and apply every setting, unless somebody stands between us and the server."""
-        settings = self.settings
-        values = {
-            **_FIXED_SETTINGS,
-            "synchronous_commit": settings.synchronous_commit,
-            "statement_timeout": f"{settings.statement_timeout_s * 1000:.0f}ms",
-            **{name: "0" for name, since in _SINCE.items() if self.server_version >= since},
-        }
-        # A lock wait that outlives deadlock_timeout makes the server look for deadlocks and may end the application's
-        # transaction instead of ours.
-        params = (
-            pid,
-            self.shard.schema_name,
-            settings.lock_timeout_ms[-1],
-            *(x for pair in values.items() for x in pair),
-        )
-        applied = ", ".join(f"set_config(${n}, ${n + 1}, false)" for n in range(4, len(params), 2))
-        return Query(_SERVER.format(applied=applied), params)
-
-    def _judge(self, server: _Server) -> None:
-        name, info = self.shard.name, self.connection.info
-        major = info.server_version // 10_000
-        oldest, newest = self._pg_versions
-        if not server.direct:
-            raise ThroughPooler(shard=name)
-        if server.standby or server.read_only:
-            kind = "a standby" if server.standby else "read-only (default_transaction_read_only)"
-            raise NotPrimary(
-                f"{self.shard.address} is {kind}; give the primary's address in this shard's url", shard=name
-            )
-        if not oldest <= major <= newest:
-            raise self._unready(
-                f"the server is PostgreSQL {major}, but pg_versions = [{oldest}, {newest}]; "
-                "widen it in [lint] so that plans are judged for this version too"
-            )
-        if info.parameter_status("server_encoding") != "UTF8":
-            raise self._unready(
-                f"the database's encoding is {info.parameter_status('server_encoding')}; it must be UTF8"
-            )
-        if not server.schema_exists:
-            raise self._unready(f"schema {self.shard.schema_name} does not exist; create it or correct `schema`")
-        if server.replication_role != "origin":
-            raise self._unready(f"session_replication_role is {server.replication_role}; triggers would not fire")
-        self.login, self.sees_others = server.login, server.sees_others
-        self.deadlock_timeout_ms = server.deadlock_timeout_ms
 
     async def _meet_holder(self, *, take_over: bool) -> None:
         """Say who holds the runner lock or, on request, end that backend and take its place."""
@@ -422,9 +384,6 @@ class Session:
             if character in query.sql:
                 raise StepFailed(f"the SQL contains a {name} character; take it out", shard=self.shard.name)
 
-    def _unready(self, message: str) -> PreflightFailed:
-        return PreflightFailed(f"{message}; nothing was changed", shard=self.shard.name)
-
 
 @asynccontextmanager
 async def open_session(
@@ -456,89 +415,6 @@ async def open_session(
         await session.close()
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What an error means
-
-
-def sqlstate(error: BaseException) -> str | None:
-    """Return the SQLSTATE of a psycopg error; None for anything else and for an error of the client."""
-    return error.sqlstate if isinstance(error, psycopg.Error) else None
-
-
-def is_connection_lost(error: BaseException) -> bool:
-    """Whether the session is gone, so that nothing more is known of what was under way."""
-    if not isinstance(error, psycopg.OperationalError) or isinstance(error, psycopg.errors.PipelineAborted):
-        return False
-    return error.sqlstate is None or error.sqlstate.startswith("08") or error.sqlstate in _LOST
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same again may succeed: serialization, deadlock, lock timeout, lost connection."""
-    return is_connection_lost(error) or sqlstate(error) in _TRANSIENT
-
-
-def pointer(error: psycopg.Error, sql: str) -> str:
-    """
-    Show where in a statement the server found the error.
-
-    Returns:
-        The line of the statement and a caret under it; empty when the server gave no position.
-    """
-    if not error.diag.statement_position:
-        return ""
-    at = int(error.diag.statement_position) - 1
-    start = sql.rfind("\n", 0, at) + 1
-    line = sql[start:].partition("\n")[0].replace("\t", " ")
-    return f"{line}\n{' ' * (at - start)}^"
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Connecting
-
-
-async def _connect(shard: Shard, settings: SessionSettings) -> psycopg.AsyncConnection[tuple[Any, ...]]:
-    url = shard.url.get_secret_value()
-    try:
-        given = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        # libpq quotes the part that it does not understand, which may be the password.
-        raise ShardUnreachable(
-            "its url cannot be parsed; write postgresql://user@host/database", shard=shard.name
-        ) from None
-    defaults = {
-        "keepalives_idle": "10",
-        "keepalives_interval": "5",
-        "keepalives_count": "3",
-        "tcp_user_timeout": "30000",
-    }
-    fixed = {
-        "application_name": f"shardmig {shard.name}"[:63],
-        "client_encoding": "UTF8",
-        "connect_timeout": str(settings.connect_timeout_s),
-    }
-    conninfo = make_conninfo("", **{**defaults, **given, **fixed})
-    try:
-        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
-    except psycopg.Error as error:
-        message = _without_secrets(_first_line(error), given)
-        if "unsupported startup parameter" in message:  # PgBouncer refuses `options`
-            raise ThroughPooler(shard=shard.name) from None
-        raise ShardUnreachable(
-            f"no connection to {shard.address}: {message}; nothing was changed there", shard=shard.name
-        ) from None
-
-
-def _without_secrets(message: str, given: Mapping[str, object]) -> str:
-    for name in ("password", "sslpassword"):
-        if secret := given.get(name):
-            message = message.replace(str(secret), "***")
-    return message
-
-
-def _first_line(error: psycopg.Error) -> str:
-    return (error.diag.message_primary or str(error)).strip().replace("\n", "; ")
-
-
 def _set(values: Mapping[str, str], *, local: bool = True) -> Query:
     calls = ", ".join(f"set_config(${n}, ${n + 1}, {local})" for n in range(1, 2 * len(values), 2))
     return Query(f"SELECT ARRAY[{calls}]", [x for pair in values.items() for x in pair])
@@ -550,40 +426,8 @@ def _current(names: Iterable[str]) -> Query:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# SQL. Whatever changes the server session stands behind `pg_backend_pid() = $1`: through a transaction pooler it would
-# stick to a server connection that other clients use next.
+# The locks of a session; behind `pg_backend_pid() = $1`, as everything in the handshake
 
-
-class _Server(NamedTuple):
-    direct: bool
-    standby: bool
-    read_only: bool
-    schema_exists: bool
-    replication_role: str
-    login: str
-    sees_others: bool
-    deadlock_timeout_ms: float
-    applied: list[str] | None
-
-
-_SERVER = """
-SELECT pg_backend_pid() = $1,
-       pg_is_in_recovery(),
-       current_setting('default_transaction_read_only')::boolean,
-       to_regnamespace(quote_ident($2)) IS NOT NULL,
-       current_setting('session_replication_role'),
-       session_user::text,
-       pg_has_role(session_user, 'pg_read_all_stats', 'USAGE'),
-       deadlock.ms,
-       CASE WHEN pg_backend_pid() = $1 THEN ARRAY[
-           set_config('search_path', format('%I, pg_temp', $2::text), false),
-           set_config('lock_timeout', least($3::int, (deadlock.ms / 2)::int) || 'ms', false),
-           {applied}
-       ] END
-FROM (SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::float8 AS ms) AS deadlock
-"""
-
-_SET_ROLE = "SELECT CASE WHEN pg_backend_pid() = $1 THEN set_config('role', $2, false) END"
 
 _RUNNER_LOCK = f"hashtextextended('shardmig ' || $2, {LOCK_CLASS})"
 _PRESENCE = f"pg_try_advisory_lock_shared({LOCK_CLASS}, 0)"
@@ -611,18 +455,3 @@ FROM ({_HELD}) AS held LEFT JOIN pg_stat_activity AS a USING (pid)
 
 _END_HOLDER = f"SELECT pg_terminate_backend(held.pid) FROM ({_HELD}) AS held"
 _WAIT_FOR_LOCK = f"SELECT pg_advisory_lock({_RUNNER_LOCK.replace('$2', '$1')})"
-
-_FIXED_SETTINGS = {
-    "row_security": "off",  # an error instead of a silent subset: a move and its check must not be blind alike
-    "standard_conforming_strings": "on",
-    "transform_null_equals": "off",
-    "default_transaction_isolation": "read committed",
-    "DateStyle": "ISO, YMD",
-    "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
-    "extra_float_digits": "1",
-    "bytea_output": "hex",
-    "idle_in_transaction_session_timeout": f"{_IDLE_IN_TRANSACTION_S}s",
-    "jit": "off",  # compiling costs more than any statement of ours but the moves, which are simple
-}
-_SINCE = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}  # settings to turn off, by server version

@@ -1,0 +1,184 @@
+"""
+How a connection to a shard begins: connect without showing a password, then check and set everything in one question.
+
+Whatever changes the server session stands behind `pg_backend_pid() = $1`: through a transaction pooler it would stick
+to a server connection that other clients use next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from shardmig.errors import NotPrimary, PreflightFailed, ShardUnreachable, ThroughPooler
+from shardmig.pgerrors import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shardmig.config import SessionSettings, Shard
+
+__all__ = ["SET_ROLE", "Answers", "connect", "judge", "not_ready", "questions"]
+
+_SETTINGS = {
+    "row_security": "off",  # an error instead of a silent subset: a move and its check must not be blind alike
+    "standard_conforming_strings": "on",
+    "transform_null_equals": "off",
+    "default_transaction_isolation": "read committed",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "idle_in_transaction_session_timeout": "10s",  # a stopped runner must not keep locks; flights need no client
+    "jit": "off",  # compiling costs more than any statement of ours but the moves, which are simple
+}
+_OFF_SINCE = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}  # setting → server version
+
+# A dead peer is noticed within half a minute; what the URL says goes first.
+_NETWORK = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "30000"}
+
+
+class Answers(NamedTuple):
+    """
+    What the server says of itself, in the order of `questions`.
+
+    Attributes:
+        direct: the server process is the one that the connection was told of.
+        standby: in recovery.
+        read_only: transactions are read-only by default.
+        schema_exists: the shard's schema.
+        replication_role: "origin", or triggers do not fire.
+        login: the role that connected.
+        sees_others: whether it sees other roles' activity.
+        deadlock_timeout_ms: of the server.
+        applied: the settings as they are now; None when not direct.
+    """
+
+    direct: bool
+    standby: bool
+    read_only: bool
+    schema_exists: bool
+    replication_role: str
+    login: str
+    sees_others: bool
+    deadlock_timeout_ms: float
+    applied: list[str] | None
+
+
+async def connect(shard: Shard, settings: SessionSettings) -> psycopg.AsyncConnection[tuple[Any, ...]]:
+    """
+    Open a connection in autocommit mode that prepares nothing by itself.
+
+    Raises:
+        ShardUnreachable: the message shows the address and no password; psycopg's error is not attached, because libpq
+            quotes what it was given.
+        ThroughPooler: a pooler refused a startup parameter.
+    """
+    try:
+        given = conninfo_to_dict(shard.url.get_secret_value())
+    except psycopg.ProgrammingError:
+        raise ShardUnreachable(
+            "its url cannot be parsed; write postgresql://user@host/database", shard=shard.name
+        ) from None
+    fixed = {
+        "application_name": f"shardmig {shard.name}"[:63],
+        "client_encoding": "UTF8",
+        "connect_timeout": str(settings.connect_timeout_s),
+    }
+    conninfo = make_conninfo("", **{**_NETWORK, **given, **fixed})
+    try:
+        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except (psycopg.Error, OSError, ValueError) as error:
+        message = _without_secrets(first_line(error), given)
+        if "unsupported startup parameter" in message:  # PgBouncer knows no `options`
+            raise ThroughPooler(shard=shard.name) from None
+        raise ShardUnreachable(
+            f"no connection to {shard.address}: {message}; nothing was changed there", shard=shard.name
+        ) from None
+
+
+def questions(
+    shard: Shard, settings: SessionSettings, *, backend_pid: int, server_version: int
+) -> tuple[str, tuple[object, ...]]:
+    """Return the statement whose one row is `Answers`, and which applies every setting on the way."""
+    values = {
+        **_SETTINGS,
+        "synchronous_commit": settings.synchronous_commit,
+        "statement_timeout": f"{settings.statement_timeout_s * 1000:.0f}ms",
+        **{name: "0" for name, since in _OFF_SINCE.items() if server_version >= since},
+    }
+    pairs = [text for pair in values.items() for text in pair]
+    calls = ",\n           ".join(f"set_config(${n}, ${n + 1}, false)" for n in range(4, 4 + len(pairs), 2))
+    return _QUESTIONS.format(calls=calls), (backend_pid, shard.schema_name, settings.lock_timeout_ms[-1], *pairs)
+
+
+def judge(
+    answers: Answers, shard: Shard, pg_versions: tuple[int, int], *, server_version: int, server_encoding: str | None
+) -> None:
+    """
+    Refuse a server that is not fit for migrating.
+
+    Raises:
+        ThroughPooler, NotPrimary: connect to another address.
+        PreflightFailed: version, encoding, schema or replication role are not as they must be.
+    """
+    major = server_version // 10_000
+    oldest, newest = pg_versions
+    if not answers.direct:
+        raise ThroughPooler(shard=shard.name)
+    if answers.standby or answers.read_only:
+        kind = "a standby" if answers.standby else "read-only (default_transaction_read_only)"
+        raise NotPrimary(f"{shard.address} is {kind}; give the primary's address in this shard's url", shard=shard.name)
+    if not oldest <= major <= newest:
+        raise not_ready(
+            shard,
+            f"the server is PostgreSQL {major}, but pg_versions = [{oldest}, {newest}]; "
+            "widen it in [lint], so that plans are judged for this version too",
+        )
+    if server_encoding != "UTF8":
+        raise not_ready(shard, f"the database's encoding is {server_encoding}; only UTF8 is supported")
+    if not answers.schema_exists:
+        raise not_ready(shard, f"schema {shard.schema_name} does not exist; create it or correct the shard's `schema`")
+    if answers.replication_role != "origin":
+        raise not_ready(
+            shard,
+            f"session_replication_role is {answers.replication_role}, so triggers would not fire; "
+            f"ALTER ROLE {answers.login} RESET session_replication_role",
+        )
+
+
+def not_ready(shard: Shard, message: str) -> PreflightFailed:
+    """Say what must be changed on a shard before anything is done there."""
+    return PreflightFailed(f"{message}; nothing was changed", shard=shard.name)
+
+
+def _without_secrets(message: str, given: Mapping[str, object]) -> str:
+    for name in ("password", "sslpassword"):
+        if secret := given.get(name):
+            message = message.replace(str(secret), "***")
+    return message
+
+
+# A lock wait that outlives deadlock_timeout makes the server look for deadlocks, and may end the application's
+# transaction instead of ours: half of it is the limit, whatever the ladder says.
+_QUESTIONS = """
+SELECT pg_backend_pid() = $1,
+       pg_is_in_recovery(),
+       current_setting('default_transaction_read_only')::boolean,
+       to_regnamespace(quote_ident($2)) IS NOT NULL,
+       current_setting('session_replication_role'),
+       session_user::text,
+       pg_has_role(session_user, 'pg_read_all_stats', 'USAGE'),
+       deadlock.ms,
+       CASE WHEN pg_backend_pid() = $1 THEN ARRAY[
+           set_config('search_path', format('%I, pg_temp', $2::text), false),
+           set_config('lock_timeout', least($3::int, (deadlock.ms / 2)::int) || 'ms', false),
+           {calls}
+       ] END
+FROM (SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::float8 AS ms) AS deadlock
+"""
+
+SET_ROLE = "SELECT CASE WHEN pg_backend_pid() = $1 THEN set_config('role', $2, false) END"
