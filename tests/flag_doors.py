@@ -74,6 +74,11 @@ class Ledger:
         found = self.connection.execute("SELECT state FROM shardmig.flag WHERE shard = %s AND flag = %s", where)
         return State(found.fetchone()[0])  # type: ignore[index]
 
+    def epoch(self) -> int:
+        """Return the shard's token."""
+        found = self.connection.execute("SELECT epoch FROM shardmig.shard WHERE shard = %s", (self.shard,))
+        return int(found.fetchone()[0])  # type: ignore[index]
+
     def maintenance(self, mode: int, *, reason: str | None = None, retry_after_s: int = 30) -> None:
         """Set 0 none, 1 read-only, 2 offline."""
         self.connection.execute(
