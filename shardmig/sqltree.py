@@ -197,10 +197,11 @@ class _Shape:
         self.name: str = descriptor.name
         self.union = self.name == "Node"
         self.is_list = self.name in ("List", "IntList", "OidList")
-        self.scalar: str | int | bool | None = {"String": "", "Integer": 0, "Boolean": False}.get(self.name)
+        self.scalar = _SCALARS.get(self.name)
         self.convert: dict[str, Callable[[Any], Any] | None] = {f.name: _converter(f) for f in descriptor.fields}
 
 
+_SCALARS: dict[str, str | int | bool] = {"String": "", "Integer": 0, "Boolean": False}
 _shapes: dict[str, _Shape] = {}
 
 

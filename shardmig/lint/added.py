@@ -10,12 +10,12 @@ from shardmig import sqltree
 from shardmig.lint import datatypes
 from shardmig.lint.scope import New, relation_name
 from shardmig.plan import Statement
-from shardmig.sqltree import Node
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shardmig.plan import Plan
+    from shardmig.sqltree import Node
 
 __all__ = ["Added", "added", "added_by", "locked"]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["alter_table", "storage"]
 
 _CLOCK_WORDS = frozenset({"now", "today", "tomorrow", "yesterday"})
+_STRICT_OPERATORS = frozenset({"+", "-", "*", "/", "%", "^", "||"})
 _TIMES = frozenset({"date", "time", "timetz", "timestamp", "timestamptz"})
 
 
@@ -43,8 +44,7 @@ def alter_table(judge: Judge, statement: Node) -> None:
             but={
                 "missing_ok": (
                     rules.IfExists,
-                    "IF NOT EXISTS queues for the lock even when it does nothing, and hides a column of another type; "
-                    "leave it out",
+                    "IF NOT EXISTS queues for the lock even when it does nothing, and hides a wrong type; leave it out",
                 )
             },
         )
@@ -230,29 +230,24 @@ def _surely_not_null(node: object) -> bool:
     """Whether an expression without columns cannot be NULL; when in doubt it can."""
     if not isinstance(node, Node):
         return False
+    args = node.get("args", [])
     match node.kind:
         case "A_Const":
-            return not node.get("isnull")
+            sure = not node.get("isnull")
+        case "A_ArrayExpr" | "SQLValueFunction":
+            sure = True
         case "TypeCast" | "CollateClause":
-            return _surely_not_null(node.get("arg"))
-        case "A_ArrayExpr":
-            return True
-        case "SQLValueFunction":
-            return True
+            sure = _surely_not_null(node.get("arg"))
         case "A_Expr":
-            operator = node.get("name", [""])[-1]
-            sides = [node.get("rexpr"), *([node.get("lexpr")] if "lexpr" in node.fields else [])]
-            return (
-                node.get("kind") == "AEXPR_OP"
-                and operator in ("+", "-", "*", "/", "%", "||", "^")
-                and all(_surely_not_null(side) for side in sides)
-            )
+            sides = [node.fields[side] for side in ("lexpr", "rexpr") if side in node.fields]
+            strict = node.get("kind") == "AEXPR_OP" and node.get("name", [""])[-1] in _STRICT_OPERATORS
+            sure = strict and all(map(_surely_not_null, sides))
         case "BoolExpr" | "MinMaxExpr":
-            return all(_surely_not_null(arg) for arg in node.get("args", []))
+            sure = all(map(_surely_not_null, args))
         case "CoalesceExpr":
-            return any(_surely_not_null(arg) for arg in node.get("args", []))
+            sure = any(map(_surely_not_null, args))
         case "FuncCall":
-            strict = node.get("funcname", [""])[-1] in functions.STRICT
-            return strict and all(_surely_not_null(arg) for arg in node.get("args", []))
+            sure = node.get("funcname", [""])[-1] in functions.STRICT and all(map(_surely_not_null, args))
         case _:
-            return False
+            sure = False
+    return sure

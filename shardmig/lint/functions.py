@@ -157,7 +157,9 @@ OPERATORS = COMPARISONS | _names("""
     -|- <<= >>= <-> !! <<| |>> &<| |&> ~=
 """)
 
-_BRIN = "int2 int4 int8 float4 float8 numeric date time timetz timestamp timestamptz interval uuid inet oid macaddr macaddr8"
+_BRIN = _names("""
+    int2 int4 int8 float4 float8 numeric date time timetz timestamp timestamptz interval uuid inet oid macaddr macaddr8
+""")
 OPERATOR_CLASSES = (
     _names("""
         int2_ops int4_ops int8_ops float4_ops float8_ops numeric_ops text_ops varchar_ops bpchar_ops char_ops name_ops
@@ -167,6 +169,6 @@ OPERATOR_CLASSES = (
         bpchar_pattern_ops pg_lsn_ops xid8_ops point_ops box_ops circle_ops poly_ops quad_point_ops kd_point_ops
         inet_inclusion_ops range_inclusion_ops box_inclusion_ops
     """)
-    | {f"{kind}_{how}_ops" for kind in _names(_BRIN) for how in ("minmax", "minmax_multi", "bloom")}
+    | {f"{kind}_{how}_ops" for kind in _BRIN for how in ("minmax", "minmax_multi", "bloom")}
     | {f"{kind}_{how}_ops" for kind in _names("text bpchar bytea char name") for how in ("minmax", "bloom")}
 )

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from shardmig.lint import datatypes, functions
 from shardmig.lint.expressions import ROW_OF_NEW, collation, expression, judge_since, operator_name, type_of
+from shardmig.lint.options import storage_options
 from shardmig.lint.rules import structure as rules
 from shardmig.lint.rules.text import UnknownSyntax
-from shardmig.lint.tables import storage_options
 from shardmig.sqltree import Node
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def create_index(judge: Judge, statement: Node) -> None:
         but={
             "if_not_exists": (
                 rules.IfExists,
-                "IF NOT EXISTS keeps the INVALID index of a failed attempt; the runner rebuilds it, leave the clause out",
+                "IF NOT EXISTS keeps the INVALID index of a failed attempt; the runner rebuilds it, leave it out",
             ),
             "table_space": (rules.NotPermanent, "a tablespace may be missing on a shard; leave it out"),
         },

@@ -172,7 +172,7 @@ def _old_table(judge: Judge, statement: Node, table: str, harm: str, effect: str
         judge.refuse(
             rules.NotRestored,
             relation,
-            f"a reverse move that inserts or deletes changes more than it declares; UPDATE the restored columns of {table}",
+            f"a reverse move that inserts or deletes changes more than it declares; UPDATE restored columns of {table}",
         )
         return
     judge.refuse(

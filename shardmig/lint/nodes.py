@@ -55,8 +55,8 @@ FIELDS = _fields(
     ResTarget="name indirection val location",
     ReturningClause="exprs",
     SelectStmt="distinct_clause target_list from_clause where_clause group_clause group_distinct having_clause "
-    "window_clause values_lists sort_clause limit_offset limit_count limit_option locking_clause with_clause op all larg "
-    "rarg",
+    "window_clause values_lists sort_clause limit_offset limit_count limit_option locking_clause with_clause op all "
+    "larg rarg",
     SortBy="node sortby_dir sortby_nulls location",
     WindowDef="name refname partition_clause order_clause frame_options start_offset end_offset location",
     WithClause="ctes recursive location",

@@ -100,8 +100,8 @@ def with_clause(judge: Judge, node: Node, write: Callable[[Judge, Node], None] |
             judge.refuse(
                 rules.WritesOldTable if inner.kind == "DeleteStmt" else UnknownSyntax,
                 common,
-                f"a WITH query that writes stands below the top level ({common.get('ctename')}): the server refuses it, "
-                f"and it hides; write it at the top",
+                f"a WITH query that writes stands below the top level ({common.get('ctename')}): the server "
+                f"refuses it, and it hides; write it at the top",
             )
         else:
             write(judge, inner)

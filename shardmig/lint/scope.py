@@ -17,6 +17,7 @@ __all__ = ["CATALOG_SCHEMAS", "LEDGER_SCHEMA", "Context", "New", "Scope", "relat
 Context = Literal["structure", "move", "reverse", "read", "purge"]
 
 LEDGER_SCHEMA = "shardmig"
+_DEFAULTS = Lint()
 CATALOG_SCHEMAS = frozenset({"information_schema"})  # besides everything that begins pg_
 
 
@@ -59,7 +60,7 @@ class Scope:
     context: Context = "structure"
     new: New = New()
     restores: Mapping[str, Collection[str]] = field(default_factory=dict)
-    settings: Lint = Lint()
+    settings: Lint = _DEFAULTS
     step: bool = False
     touches: str | None = None
 

@@ -161,11 +161,9 @@ class _Step:
     def _returns(self, judge: Judge, statement: Node, key: tuple[str, ...]) -> None:
         targets = statement.get("target_list", [])
         starred = any(node.kind == "A_Star" for node in sqltree.walk(targets))
-        if statement.kind == "SelectStmt" and "op" in statement.fields and statement.get("op") == "SETOP_NONE":
-            if starred or len(targets) != len(key):
-                judge.refuse(
-                    rules.MoveWrites, None, f"the columns returned are the key and nothing else: {', '.join(key)}"
-                )
+        plain = statement.kind == "SelectStmt" and statement.get("op") == "SETOP_NONE"
+        if plain and (starred or len(targets) != len(key)):
+            judge.refuse(rules.MoveWrites, None, f"a check returns the key and nothing else: {', '.join(key)}")
 
     def _writes(
         self, judge: Judge, statement: Node, table: str, declared: tuple[str, ...], key: tuple[str, ...]
@@ -267,8 +265,8 @@ class _Step:
                 judge.refuse(
                     rules.UnlockedSource,
                     node,
-                    f"{judge.scope.relation(node)} is read without a lock: a value that changes meanwhile is overwritten "
-                    f"by a stale one; read it in WITH … AS MATERIALIZED (SELECT … FOR SHARE)",
+                    f"{judge.scope.relation(node)} is read without a lock: a value that changes meanwhile is lost to a "
+                    f"stale one; read it in WITH … AS MATERIALIZED (SELECT … FOR SHARE)",
                 )
 
     def _keys_only(self, judge: Judge, query: Node) -> bool:
@@ -328,8 +326,8 @@ def _batch(judge: Judge, statement: Node, text: str) -> None:
         judge.refuse(
             rules.BatchToken,
             None,
-            f"the statement holds {{batch}} {'no' if count == 0 else count} times, so it is not bounded by one range of "
-            f"keys; write it once, as WHERE {{batch}}",
+            f"the statement holds {{batch}} {'no' if count == 0 else count} times, so no range of keys bounds "
+            f"it; write it once, as WHERE {{batch}}",
         )
         return
     homes = [home for home in _bounded(statement) if any(map(_is_batch, _conditions(home.get("where_clause"))))]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmig.lint import columns, indexes, tables
-from shardmig.lint.expressions import type_of
+from shardmig.lint import columns, indexes, options, tables
 from shardmig.lint.rules import structure as rules
-from shardmig.lint.rules.text import UnknownSchema, UnknownSyntax
-from shardmig.sqltree import Node
+from shardmig.lint.rules.text import UnknownSyntax
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shardmig.lint.judge import Judge
     from shardmig.lint.violation import Rule
+    from shardmig.sqltree import Node
 
 __all__ = ["refused", "structure"]
 
@@ -45,7 +44,7 @@ def refused(judge: Judge, statement: Node) -> None:
 def _create_type(judge: Judge, statement: Node) -> None:
     judge.known(statement)
     names: list[str] = statement.get("type_name", [])
-    owned_schema(judge, names, None)
+    options.owned_schema(judge, names, None)
     judge.refuse(
         rules.EnumNeverGrows,
         None,
@@ -59,36 +58,9 @@ def _create_sequence(judge: Judge, statement: Node) -> None:
         but={"if_not_exists": (rules.IfExists, "IF NOT EXISTS hides another sequence of this name; leave it out")},
     )
     relation: Node = statement.get("sequence")
-    tables.permanent(judge, relation, "a sequence")
-    owned_schema(judge, [relation.get("schemaname", ""), relation.get("relname", "")], relation)
-    sequence_options(judge, statement.get("options", []))
-
-
-def sequence_options(judge: Judge, options: list[Node]) -> None:
-    """Judge the options of a new sequence; also those of an identity column."""
-    for option in options:
-        judge.known(option)
-        name = option.get("defname", "")
-        if name == "owned_by":
-            _owned_by(judge, option)
-        elif name == "as":
-            type_of(judge, option.get("arg"), frozenset({"int2", "int4", "int8"}))
-        elif name not in ("start", "increment", "minvalue", "maxvalue", "cache", "cycle", "sequence_name"):
-            judge.refuse(UnknownSyntax, option, f"{name.upper()} is no option of a new sequence; leave it out")
-
-
-def _owned_by(judge: Judge, option: Node) -> None:
-    names: list[str] = option.get("arg", [])
-    if names == ["none"]:
-        return
-    table = judge.scope.dotted(names[:-1]) if len(names) > 1 else ""
-    if table not in judge.scope.new.tables:
-        judge.refuse(
-            rules.SequenceOwner,
-            option,
-            f"OWNED BY {'.'.join(names)} ties the sequence to a table that exists; leave it out",
-            lock=f"ACCESS SHARE on {table}",
-        )
+    options.permanent(judge, relation, "a sequence")
+    options.owned_schema(judge, [relation.get("schemaname", ""), relation.get("relname", "")], relation)
+    options.sequence_options(judge, statement.get("options", []))
 
 
 def _create_schema(judge: Judge, statement: Node) -> None:
@@ -100,7 +72,7 @@ def _create_schema(judge: Judge, statement: Node) -> None:
             "authrole": (rules.Rights, "the owner is the role that migrates; leave AUTHORIZATION out"),
         },
     )
-    owned_schema(judge, [statement.get("schemaname", ""), ""], None)
+    options.owned_schema(judge, [statement.get("schemaname", ""), ""], None)
 
 
 def _comment(judge: Judge, statement: Node) -> None:
@@ -147,20 +119,6 @@ def _grant(judge: Judge, statement: Node) -> None:
         judge.known(inner)
 
 
-def owned_schema(judge: Judge, names: list[str], place: Node | None) -> None:
-    """Refuse to create anything outside the configured schemas."""
-    schema = names[-2] if len(names) > 1 else ""
-    if not judge.schema(schema, names[-1] if names else "", place) or not schema:
-        return
-    if schema not in judge.scope.settings.schemas:
-        judge.refuse(
-            UnknownSchema,
-            place,
-            f"schema {schema} is not configured: a name there may capture unqualified names of running code; "
-            f"add it to [lint] schemas",
-        )
-
-
 def _data(judge: Judge, statement: Node) -> None:
     if "into_clause" in statement.fields:
         judge.refuse(
@@ -204,48 +162,65 @@ _HANDLERS: dict[str, Callable[[Judge, Node], None]] = {
     "UpdateStmt": _data,
 }
 
-_DROPPED = (rules.Destroys, "what is dropped is still read by the releases that run; leave it")
-_OPAQUE = (rules.Opaque, "what this does is not in its text; write the plain statements")
-_SESSION = (rules.Session, "the session belongs to the runner; configure it under [session]")
-_MAINTENANCE = (rules.Maintenance, "maintenance rewrites or blocks and is no part of a release; leave it to operations")
-_CODE = (rules.DatabaseCode, "code in the database changes what old statements do; let the application do it")
-_OTHER = (rules.OtherObject, "plans manage tables, columns, indexes, enums and sequences; set this up by hand")
-_RIGHTS = (rules.Rights, "rights, roles and owners are no part of a release; use [session]")
 
-_REFUSED: dict[str, tuple[type[Rule], str]] = {
-    **dict.fromkeys(
-        "DropStmt DropRoleStmt DropdbStmt DropTableSpaceStmt DropOwnedStmt DropSubscriptionStmt DropUserMappingStmt "  # noqa: SIM905 - a list of nodes, not of strings
-        "TruncateStmt".split(),
-        _DROPPED,
+def _table(*rows: tuple[type[Rule], str, str]) -> dict[str, tuple[type[Rule], str]]:
+    return {kind: (rule, why) for rule, why, kinds in rows for kind in kinds.split()}
+
+
+_REFUSED = _table(
+    (
+        rules.Destroys,
+        "what is dropped is still read by the releases that run; leave it",
+        """DropStmt DropRoleStmt DropdbStmt DropTableSpaceStmt DropOwnedStmt DropSubscriptionStmt DropUserMappingStmt
+        TruncateStmt""",
     ),
-    **dict.fromkeys(("RenameStmt", "AlterObjectSchemaStmt"), (
-        rules.Renames, "the old name is gone for running code; add the new one and move the rows",
-    )),
-    **dict.fromkeys(
-        ["DoStmt", "CallStmt", "ExecuteStmt", "PrepareStmt", "DeallocateStmt", "ExplainStmt", "CopyStmt", "LoadStmt",
-         "DeclareCursorStmt", "FetchStmt", "ClosePortalStmt", "NotifyStmt", "ListenStmt", "UnlistenStmt", "SecLabelStmt"],
-        _OPAQUE,
+    (
+        rules.Renames,
+        "the old name is gone for running code; add the new one and move the rows",
+        "RenameStmt AlterObjectSchemaStmt",
     ),
-    **dict.fromkeys(["VariableSetStmt", "VariableShowStmt", "DiscardStmt", "ConstraintsSetStmt", "AlterSystemStmt"], _SESSION),
-    "TransactionStmt": (rules.Transaction, "the transaction belongs to the runner: a step commits with its record"),
-    "LockStmt": (rules.Locks, "LOCK waits in everybody's way; the runner takes locks, with short timeouts"),
-    **dict.fromkeys(["VacuumStmt", "ClusterStmt", "RepackStmt", "ReindexStmt", "RefreshMatViewStmt", "CheckPointStmt"], _MAINTENANCE),
-    **dict.fromkeys(
-        ["CreateFunctionStmt", "CreateTrigStmt", "RuleStmt", "CreatePolicyStmt", "CreateEventTrigStmt", "CreateCastStmt",
-         "CreateOpClassStmt", "CreateOpFamilyStmt", "CreateConversionStmt", "CreateTransformStmt", "DefineStmt"],
-        _CODE,
+    (
+        rules.Opaque,
+        "what this does is not in its text; write the plain statements",
+        """DoStmt CallStmt ExecuteStmt PrepareStmt DeallocateStmt ExplainStmt CopyStmt LoadStmt DeclareCursorStmt
+        FetchStmt ClosePortalStmt NotifyStmt ListenStmt UnlistenStmt SecLabelStmt""",
     ),
-    **dict.fromkeys(
-        ["ViewStmt", "CreateDomainStmt", "CreateExtensionStmt", "CreateStatsStmt", "CreatePublicationStmt", "CreatePLangStmt",
-         "CreateSubscriptionStmt", "CreateFdwStmt", "CreateForeignServerStmt", "CreateForeignTableStmt", "CreateAmStmt",
-         "CreateUserMappingStmt", "ImportForeignSchemaStmt", "CreateTableSpaceStmt", "CreatedbStmt", "CompositeTypeStmt",
-         "CreateRangeStmt"],
-        _OTHER,
+    (
+        rules.Session,
+        "the session belongs to the runner; configure it under [session]",
+        "VariableSetStmt VariableShowStmt DiscardStmt ConstraintsSetStmt AlterSystemStmt",
     ),
-    **dict.fromkeys(
-        ["CreateRoleStmt", "GrantRoleStmt", "ReassignOwnedStmt", "AlterOwnerStmt", "AlterDefaultPrivilegesStmt"], _RIGHTS
+    (
+        rules.Transaction,
+        "the transaction belongs to the runner: a step commits with its record; leave it out",
+        "TransactionStmt",
     ),
-}  # fmt: skip
+    (rules.Locks, "LOCK waits in everybody's way; the runner takes locks, with short timeouts", "LockStmt"),
+    (
+        rules.Maintenance,
+        "maintenance rewrites or blocks and is no part of a release; leave it to operations",
+        "VacuumStmt ClusterStmt RepackStmt ReindexStmt RefreshMatViewStmt CheckPointStmt",
+    ),
+    (
+        rules.DatabaseCode,
+        "code in the database changes what old statements do; let the application do it",
+        """CreateFunctionStmt CreateTrigStmt RuleStmt CreatePolicyStmt CreateEventTrigStmt CreateCastStmt
+        CreateOpClassStmt CreateOpFamilyStmt CreateConversionStmt CreateTransformStmt DefineStmt""",
+    ),
+    (
+        rules.OtherObject,
+        "plans manage tables, columns, indexes, enums and sequences; set this up by hand",
+        """ViewStmt CreateDomainStmt CreateExtensionStmt CreateStatsStmt CreatePublicationStmt CreatePLangStmt
+        CreateSubscriptionStmt CreateFdwStmt CreateForeignServerStmt CreateForeignTableStmt CreateAmStmt
+        CreateUserMappingStmt ImportForeignSchemaStmt CreateTableSpaceStmt CreatedbStmt CompositeTypeStmt
+        CreateRangeStmt""",
+    ),
+    (
+        rules.Rights,
+        "rights, roles and owners are no part of a release; use [session]",
+        "CreateRoleStmt GrantRoleStmt ReassignOwnedStmt AlterOwnerStmt AlterDefaultPrivilegesStmt",
+    ),
+)
 
 _LOCKS = {
     "TruncateStmt": "ACCESS EXCLUSIVE",

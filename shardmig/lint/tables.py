@@ -6,28 +6,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shardmig import sqltree
-from shardmig.lint import columns, datatypes
+from shardmig.lint import columns, datatypes, options
 from shardmig.lint.expressions import DEFAULT_OF_NEW, ROW_OF_NEW, expression, operator_name, type_of
 from shardmig.lint.rules import structure as rules
 from shardmig.lint.rules.text import UnknownSyntax
-from shardmig.sqltree import Node
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shardmig.lint.judge import Judge
+    from shardmig.sqltree import Node
 
-__all__ = ["column", "create_table", "permanent", "storage_options"]
+__all__ = ["column", "create_table"]
 
-_OPTIONS = frozenset(
-    {
-        "fillfactor", "toast_tuple_target", "parallel_workers", "vacuum_truncate", "vacuum_index_cleanup",
-        "log_autovacuum_min_duration", "deduplicate_items", "buffering", "fastupdate", "gin_pending_list_limit",
-        "pages_per_range", "autosummarize",
-    }
-)  # fmt: skip
 _ACTIONS = {"a": "NO ACTION", "r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
-_FK_ATTRIBUTES = frozenset(
-    {"CONSTR_ATTR_DEFERRABLE", "CONSTR_ATTR_NOT_DEFERRABLE", "CONSTR_ATTR_DEFERRED", "CONSTR_ATTR_IMMEDIATE"}
-)
 
 
 @dataclass
@@ -37,7 +29,8 @@ class _Table:
     name: str
     not_null: set[str] = field(default_factory=set)
     defaulted: set[str] = field(default_factory=set)
-    unique: set[str] = field(default_factory=set)
+    unique: set[str] = field(default_factory=set)  # where not even NULL may stand twice
+    distinct: set[str] = field(default_factory=set)  # where no value may stand twice
     suspicious: set[str] = field(default_factory=set)  # named by a CHECK that may dislike NULL
     keys: list[tuple[Node, list[str]]] = field(default_factory=list)
 
@@ -61,14 +54,12 @@ def create_table(judge: Judge, statement: Node) -> None:
             "access_method": (UnknownSyntax, "another table access method may be missing on a shard; leave it out"),
         },
     )
-    permanent(judge, relation, "a table")
-    from shardmig.lint.structure import owned_schema  # noqa: PLC0415 - the dispatcher imports this module
-
-    owned_schema(judge, [relation.get("schemaname", ""), relation.get("relname", "")], relation)
+    options.permanent(judge, relation, "a table")
+    options.owned_schema(judge, [relation.get("schemaname", ""), relation.get("relname", "")], relation)
     _parents(judge, statement, parents)
     if statement.get("oncommit", "ONCOMMIT_NOOP") != "ONCOMMIT_NOOP":
         judge.refuse(UnknownSyntax, relation, "ON COMMIT is for temporary tables; leave it out")
-    storage_options(judge, statement.get("options", []))
+    options.storage_options(judge, statement.get("options", []))
     table = _Table(judge.scope.relation(relation))
     for element in [*statement.get("table_elts", []), *statement.get("constraints", [])]:
         match element.kind:
@@ -94,34 +85,6 @@ def column(judge: Judge, node: Node, name: str) -> None:
     _column(judge, node, table)
     for constraint, names in table.keys:
         _foreign_key(judge, constraint, names, table)
-
-
-def permanent(judge: Judge, relation: Node, what: str) -> None:
-    """Refuse temporary and unlogged relations, and what is nobody's to create."""
-    judge.known(relation)
-    persistence = relation.get("relpersistence", "p")
-    if persistence == "t":
-        judge.refuse(
-            rules.NotPermanent,
-            relation,
-            f"{what} that is temporary shadows the real one of its name; make it permanent",
-        )
-    elif persistence != "p":
-        judge.refuse(
-            rules.NotPermanent,
-            relation,
-            f"{what} that is unlogged is empty after a crash and on standbys; make it logged",
-        )
-
-
-def storage_options(judge: Judge, options: list[Node]) -> None:
-    """Judge WITH (…) of a new table or index."""
-    for option in options:
-        judge.known(option)
-        name = option.get("defname", "")
-        known = name in _OPTIONS or name.startswith("autovacuum_")
-        if not known or option.get("defnamespace", "toast") != "toast":
-            judge.refuse(UnknownSyntax, option, f"storage parameter {name} is not known; leave it out")
 
 
 def _parents(judge: Judge, statement: Node, parents: list[str]) -> None:
@@ -170,70 +133,116 @@ def _column(judge: Judge, node: Node, table: _Table) -> None:
         _constraint(judge, constraint, table, name)
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A constraint as it stands in the text: whose it is, and of which columns."""
+
+    judge: Judge
+    node: Node
+    table: _Table
+    names: list[str]
+
+
 def _constraint(judge: Judge, node: Node, table: _Table, column_name: str | None) -> None:
     """Judge a constraint of a new table; `column_name` when it stands behind a column."""
     judge.known(node)
     names: list[str] = [column_name] if column_name is not None else node.get("keys", [])
-    contype: str = node.get("contype", "")
-    match contype:
-        case "CONSTR_NULL":
-            pass
-        case "CONSTR_NOTNULL":
-            table.not_null.update(names)
-        case "CONSTR_DEFAULT":
-            expression(judge, node.get("raw_expr"), DEFAULT_OF_NEW)
-            table.defaulted.update(names)
-        case "CONSTR_PRIMARY":
-            table.not_null.update(names)
-            table.unique.update(names)
-            _index_of(judge, node)
-        case "CONSTR_UNIQUE":
-            if node.get("nulls_not_distinct"):
-                judge.since(15, node, "NULLS NOT DISTINCT")
-                table.unique.update(names)
-            _index_of(judge, node)
-        case "CONSTR_CHECK":
-            expression(judge, node.get("raw_expr"), ROW_OF_NEW)
-            table.suspicious.update(_may_dislike_null(node.get("raw_expr")))
-        case "CONSTR_IDENTITY":
-            from shardmig.lint.structure import sequence_options  # noqa: PLC0415 - as above
-
-            sequence_options(judge, node.get("options", []))
-            table.not_null.update(names)
-        case "CONSTR_GENERATED":
-            if node.get("generated_kind") == "v":
-                judge.since(18, node, "a VIRTUAL generated column")
-            expression(judge, node.get("raw_expr"), ROW_OF_NEW)
-        case "CONSTR_EXCLUSION":
-            _exclusion(judge, node)
-        case "CONSTR_FOREIGN":
-            attributes = node.get("fk_attrs", names)
-            table.keys.append((node, attributes))
-        case _ if contype in _FK_ATTRIBUTES:
-            pass
-        case "CONSTR_ATTR_NOT_ENFORCED" | "CONSTR_ATTR_ENFORCED":
-            judge.since(18, node, "NOT ENFORCED")
-        case _:
-            judge.refuse(
-                UnknownSyntax, node, f"{contype.removeprefix('CONSTR_')} is not known in a table; leave it out"
-            )
-    if contype in ("CONSTR_CHECK", "CONSTR_FOREIGN") and not node.get("is_enforced"):
+    contype: str = node.get("contype", "").removeprefix("CONSTR_")
+    handler = _CONSTRAINTS.get(contype)
+    if handler is None:
+        judge.refuse(UnknownSyntax, node, f"{contype} is not known in a table; leave it out")
+        return
+    handler(_Written(judge, node, table, names))
+    if contype in ("CHECK", "FOREIGN") and not node.get("is_enforced"):
         judge.since(18, node, "NOT ENFORCED")
 
 
-def _index_of(judge: Judge, node: Node) -> None:
-    if node.get("without_overlaps"):
-        judge.since(18, node, "WITHOUT OVERLAPS")
-    storage_options(judge, node.get("options", []))
+def _attribute(_: _Written) -> None:
+    """NULL, DEFERRABLE and their kin say nothing that needs a judge."""
 
 
-def _exclusion(judge: Judge, node: Node) -> None:
-    storage_options(judge, node.get("options", []))
+def _enforced(written: _Written) -> None:
+    written.judge.since(18, written.node, "NOT ENFORCED")
+
+
+def _not_null(written: _Written) -> None:
+    written.table.not_null.update(written.names)
+
+
+def _default(written: _Written) -> None:
+    expression(written.judge, written.node.get("raw_expr"), DEFAULT_OF_NEW)
+    written.table.defaulted.update(written.names)
+
+
+def _primary_key(written: _Written) -> None:
+    written.table.not_null.update(written.names)
+    written.table.unique.update(written.names)
+    _index_of(written.judge, written.node)
+
+
+def _unique(written: _Written) -> None:
+    if written.node.get("nulls_not_distinct"):
+        written.judge.since(15, written.node, "NULLS NOT DISTINCT")
+        written.table.unique.update(written.names)
+    written.table.distinct.update(written.names)
+    _index_of(written.judge, written.node)
+
+
+def _check(written: _Written) -> None:
+    condition: Node = written.node.get("raw_expr")
+    expression(written.judge, condition, ROW_OF_NEW)
+    written.table.suspicious.update(_may_dislike_null(condition))
+
+
+def _identity(written: _Written) -> None:
+    options.sequence_options(written.judge, written.node.get("options", []))
+    written.table.not_null.update(written.names)
+
+
+def _generated(written: _Written) -> None:
+    if written.node.get("generated_kind") == "v":
+        written.judge.since(18, written.node, "a VIRTUAL generated column")
+    expression(written.judge, written.node.get("raw_expr"), ROW_OF_NEW)
+
+
+def _reference(written: _Written) -> None:
+    written.table.keys.append((written.node, written.node.get("fk_attrs", written.names)))
+
+
+def _exclusion(written: _Written) -> None:
+    judge, node = written.judge, written.node
+    _index_of(judge, node)
     for element, operators in node.get("exclusions", []):
         judge.known(element)
         expression(judge, element.get("expr"), ROW_OF_NEW)
         operator_name(judge, operators, node)
     expression(judge, node.get("where_clause"), ROW_OF_NEW)
+
+
+_CONSTRAINTS: dict[str, Callable[[_Written], None]] = {
+    "NULL": _attribute,
+    "NOTNULL": _not_null,
+    "DEFAULT": _default,
+    "PRIMARY": _primary_key,
+    "UNIQUE": _unique,
+    "CHECK": _check,
+    "IDENTITY": _identity,
+    "GENERATED": _generated,
+    "EXCLUSION": _exclusion,
+    "FOREIGN": _reference,
+    "ATTR_DEFERRABLE": _attribute,
+    "ATTR_NOT_DEFERRABLE": _attribute,
+    "ATTR_DEFERRED": _attribute,
+    "ATTR_IMMEDIATE": _attribute,
+    "ATTR_ENFORCED": _enforced,
+    "ATTR_NOT_ENFORCED": _enforced,
+}
+
+
+def _index_of(judge: Judge, node: Node) -> None:
+    if node.get("without_overlaps"):
+        judge.since(18, node, "WITHOUT OVERLAPS")
+    options.storage_options(judge, node.get("options", []))
 
 
 def _partition_by(judge: Judge, node: Node) -> None:
@@ -306,7 +315,7 @@ def _set_null(judge: Judge, node: Node, names: list[str], table: _Table, action:
                 else None
             )  # fmt: skip
         else:
-            obstacle = "its one default would stand there twice" if name in table.unique else None
+            obstacle = "its one default would stand there twice" if name in table.unique | table.distinct else None
         if obstacle is not None:
             judge.refuse(
                 rules.SetNullOnNotNull,
