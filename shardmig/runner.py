@@ -130,10 +130,11 @@ def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo 
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
     if row is not None and row.sha256 != plan.sha256:
+        begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
         raise PlanChanged(
-            f"{records.shard}: {plan.revision} is not the plan that was begun there "
-            f"(ledger {row.sha256[:12]}, here {plan.sha256[:12]}); restore the committed file and write a new revision "
-            f"for what shall change. `shardmig show {plan.revision} --shard {records.shard}` shows the difference"
+            f"{records.shard}: {plan.revision} is not the plan that was begun there; restore the committed script and "
+            f"plan, and write a new revision for what shall change:\n"
+            f"{planfile.difference(begun, plan, names=('begun', 'committed'))}"
         )
     done = {number for (revision, number), step in records.steps.items() if revision == plan.revision and step.done}
     statements = tuple(n for n, s in enumerate(plan.steps, 1) if isinstance(s, Statement) and n not in done)
