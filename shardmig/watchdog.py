@@ -35,6 +35,12 @@ umask 077
 den=$(mktemp -d "$1/shardmig-XXXXXX") && chown "$2" "$den" && echo "$den" || exit 1
 exec >&- 2>/dev/null
 cd /
+# A dead child of a killed maker is a zombie until the system's first process sees to it, which may be never.
+ended() {
+    kill -0 "$1" || return 0
+    state= && read -r state <"/proc/$1/stat"
+    case $state in *') Z '*) return 0 ;; *) return 1 ;; esac
+}
 running=' '
 while read -r verb pid; do
     case $verb in
@@ -45,7 +51,7 @@ done
 for pid in $running; do kill -QUIT "$pid"; done
 looks=0
 for pid in $running; do
-    while kill -0 "$pid" && [ $looks -lt 200 ]; do sleep 0.05; looks=$((looks + 1)); done
+    until ended "$pid" || [ $looks -eq 500 ]; do sleep 0.02; looks=$((looks + 1)); done
     kill -KILL "$pid"
 done
 rm -rf "$den" || { sleep 1; rm -rf "$den"; }
