@@ -26,6 +26,7 @@ __all__ = [
     "StepStarted",
     "TookOver",
     "Waiting",
+    "Warned",
 ]
 
 
@@ -153,6 +154,13 @@ class TookOver(_OnShard):
 
 
 @dataclass(frozen=True, slots=True)
+class Warned(_OnShard):
+    """Nothing stands in the way, but somebody should know."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomeReached(_OnShard):
     """The shard's work is over for this run; `outcome` is the word that the report uses."""
 
@@ -160,5 +168,5 @@ class OutcomeReached(_OnShard):
     detail: str = ""
 
 
-Event = StepStarted | StepDone | BatchDone | Waiting | FlagSwitched | Draining | TookOver | OutcomeReached
+Event = StepStarted | StepDone | BatchDone | Waiting | FlagSwitched | Draining | TookOver | Warned | OutcomeReached
 Listener = Callable[[Event], None]

@@ -29,7 +29,7 @@ from shardmig.errors import (
     StepFailed,
     SwitchRefused,
 )
-from shardmig.events import StepDone, StepStarted, Waiting
+from shardmig.events import StepDone, StepStarted, Waiting, Warned
 from shardmig.ledger import Turn
 from shardmig.plan import Move, Statement, Switch, quote
 from shardmig.preflight import preflight
@@ -270,8 +270,9 @@ class Run:
     # Structure
 
     async def _preflight(self, todo: Sequence[Todo]) -> None:
-        for item in todo:
-            await preflight(self.session, item.accepted)
+        """Ask about all plans together: one may build on tables of another."""
+        for warning in await preflight(self.session, *(item.accepted for item in todo)):
+            self._say(Warned(self.session.shard.name, warning))
 
     async def _begin(self, todo: Sequence[Todo], records: Records) -> None:
         """Enter all plans in one flight: from here on the shard's own ledger says what is going on."""

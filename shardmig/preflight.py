@@ -1,0 +1,445 @@
+"""
+Is a shard ready for these plans? Asked before anything changes, and answered with every reason at once.
+
+One round trip asks what the touched tables are like and what the server can do. Tables that the plans themselves create
+do not exist yet and are not asked about. Free disk is not asked either: PostgreSQL does not tell it to a client, and a
+guess would only look like an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardmig.catalog import qualified
+from shardmig.errors import PreflightFailed
+from shardmig.locking import mode_of
+from shardmig.plan import Move, Statement
+from shardmig.session import Query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from shardmig.plan import AcceptedPlan
+    from shardmig.session import Session
+
+__all__ = ["preflight"]
+
+_GRANTABLE = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN", "ALL"})
+_LZ4 = re.compile(r"\bCOMPRESSION\s+\"?lz4\b", re.IGNORECASE)
+_DIES_WITH = re.compile(r"\bREFERENCES\b.*\bON\s+DELETE\s+CASCADE\b", re.IGNORECASE | re.DOTALL)
+_KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "c": "a type"}
+
+
+async def preflight(session: Session, *plans: AcceptedPlan) -> list[str]:
+    """
+    Ask a shard whether plans can be applied there.
+
+    Args:
+        session: on the shard, as the owner.
+        plans: everything that is to be applied, so that a plan may build on tables of one before it.
+
+    Returns:
+        Warnings: nothing stands in the way, but somebody should know.
+
+    Raises:
+        PreflightFailed: with every reason and its cure. Nothing was changed.
+    """
+    findings = await _ask(session, plans)
+    problems = [*_server_problems(session, findings.server)]
+    for accepted in plans:
+        problems += _structure_problems(accepted, findings)
+        for _, move in accepted.plan.moves:
+            problems += _move_problems(move, findings)
+    if problems := list(dict.fromkeys(problems)):
+        several = "\n  - ".join(["the shard is not ready:", *problems])
+        raise PreflightFailed(problems[0] if len(problems) == 1 else several, shard=session.shard.name)
+    return list(dict.fromkeys(_warnings(plans, findings)))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What was found
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """
+    What an existing table is like.
+
+    Attributes:
+        name: as the plans name it.
+        kind: relkind.
+        owner: its owner.
+        owned: whether this session may do what only the owner may.
+        referable: whether a foreign key of this session's tables may reference it.
+        row_security: whether policies may hide rows.
+        subscribed: whether logical replication writes it.
+        published: publications that hold it.
+        columns: column → whether it is NOT NULL.
+        unique: columns of each valid, unconditional, immediate unique index on plain columns.
+        walkable: columns of each valid, unconditional btree index, in order.
+    """
+
+    name: str
+    kind: str
+    owner: str
+    owned: bool
+    referable: bool
+    row_security: bool
+    subscribed: bool
+    published: list[str]
+    columns: dict[str, bool]
+    unique: list[list[str]]
+    walkable: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trigger:
+    """A user trigger, or a rule, of `table`; without `columns` any write fires it."""
+
+    table: str
+    name: str
+    columns: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cascade:
+    """
+    A foreign key that writes rows of its table by itself.
+
+    Attributes:
+        table, columns: the referencing side, whose rows are written.
+        other, other_columns: the referenced side, whose changes cause it.
+        on_update, on_delete: "CASCADE", "SET NULL", "SET DEFAULT" or None.
+    """
+
+    name: str
+    table: str
+    columns: list[str]
+    other: str
+    other_columns: list[str]
+    on_update: str | None
+    on_delete: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What the server can do; `missing_roles` and `locked_out` are roles of session.grant."""
+
+    may_create: bool
+    lz4: bool
+    all_tables: list[str]
+    missing_roles: list[str]
+    locked_out: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    plans: tuple[AcceptedPlan, ...]
+    tables: dict[str, _Table]
+    triggers: list[_Trigger]
+    cascades: list[_Cascade]
+    server: _Server
+
+    def statements(self) -> Iterator[str]:
+        for accepted in self.plans:
+            yield from (step.sql for step in accepted.plan.steps if isinstance(step, Statement))
+
+    def coming(self, table: str) -> str | None:
+        """Return the statement of these plans that creates a table."""
+        for accepted in self.plans:
+            for number, created in accepted.creates.items():
+                step = accepted.plan.steps[number - 1]
+                if created == table and isinstance(step, Statement):
+                    return step.sql
+        return None
+
+    def mentions(self, word: str) -> bool:
+        """Whether a statement of these plans may bring a column of this name."""
+        name = re.compile(rf'(?<!\w)"?{re.escape(word)}"?(?!\w)', re.IGNORECASE)
+        return any(name.search(sql) for sql in self.statements())
+
+
+async def _ask(session: Session, plans: tuple[AcceptedPlan, ...]) -> _Findings:
+    names = sorted({name for accepted in plans for name in _touched(accepted)})
+    asked = (names, [qualified(name) for name in names])
+    tables, triggers, cascades, server = await session.flight(
+        [
+            Query(_TABLES, asked),
+            Query(_TRIGGERS, asked),
+            Query(_CASCADES, asked),
+            Query(_SERVER, (list(session.settings.grant),)),
+        ]
+    )
+    return _Findings(
+        plans,
+        {row[0]: _Table(*row) for row in tables.rows},
+        [_Trigger(*row) for row in triggers.rows],
+        [_Cascade(*row) for row in cascades.rows],
+        _Server(*server.rows[0]),
+    )
+
+
+def _touched(accepted: AcceptedPlan) -> Iterator[str]:
+    yield from accepted.locks.values()
+    for _, move in accepted.plan.moves:
+        yield move.table
+        if move.target is not None:
+            yield move.target
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What stands in the way
+
+
+def _server_problems(session: Session, server: _Server) -> Iterator[str]:
+    for role, privileges in session.settings.grant.items():
+        words = {word.split("(")[0].strip().upper().removesuffix(" PRIVILEGES") for word in privileges.split(",")}
+        if unknown := sorted(words - _GRANTABLE):
+            yield f"session.grant gives {role} {', '.join(unknown)}, which is no privilege on a table; correct it"
+    for role in server.missing_roles:
+        yield f"role {role} of session.grant does not exist; create it or take it out"
+    for role in server.locked_out:
+        schema = session.shard.schema_name
+        yield f"role {role} may not use schema {schema}; GRANT USAGE ON SCHEMA {schema} TO {role}"
+
+
+def _structure_problems(accepted: AcceptedPlan, findings: _Findings) -> Iterator[str]:
+    if (accepted.creates or accepted.indexes) and not findings.server.may_create:
+        yield "the owner may not create in the shard's schema; GRANT CREATE ON SCHEMA to it"
+    for number, name in accepted.locks.items():
+        step = accepted.plan.steps[number - 1]
+        table = findings.tables.get(name)
+        if table is None:
+            if findings.coming(name) is None:
+                yield f"table {name} does not exist here; apply the migration that creates it first"
+        elif isinstance(step, Statement):
+            yield from _rights_problems(table, step)
+    if not findings.server.lz4 and any(_LZ4.search(sql) for sql in findings.statements()):
+        yield "this server was built without lz4; leave out COMPRESSION lz4 or use a server that has it"
+
+
+def _rights_problems(table: _Table, step: Statement) -> Iterator[str]:
+    if table.kind not in {"r", "p"}:
+        yield f"{table.name} is {_KINDS.get(table.kind, 'no table')}, not a table"
+    elif mode_of(step.sql) == "SHARE ROW EXCLUSIVE" and step.transactional:  # a foreign key to it
+        if not table.referable:
+            yield f"the owner may not reference table {table.name}; GRANT REFERENCES ON {table.name} TO it"
+    elif not table.owned:
+        yield (
+            f"table {table.name} belongs to {table.owner}, and only its owner may change it; "
+            f"set session.owner to {table.owner}, or ALTER TABLE {table.name} OWNER TO your owner"
+        )
+
+
+def _move_problems(move: Move, findings: _Findings) -> Iterator[str]:
+    source = findings.tables.get(move.table)
+    target = findings.tables.get(move.target) if move.target is not None else source
+    for name, table in ((move.table, source), (move.target or move.table, target)):
+        if table is None and findings.coming(name) is None:
+            yield f"table {name} of a move does not exist here; apply the migration that creates it first"
+    for table in {id(table): table for table in (source, target) if table is not None}.values():
+        yield from _moved_table_problems(table)
+    if source is not None:
+        yield from _key_problems(source, move.key)
+        yield from _column_problems(source, (*move.key, *move.restores), findings)
+    if target is not None:
+        yield from _column_problems(target, (*move.target_key, *move.writes), findings)
+        if move.target is not None and not any(set(columns) == set(move.target_key) for columns in target.unique):
+            yield (
+                f"table {target.name} has no unique index on exactly ({', '.join(move.target_key)}), "
+                "by which a move finds the row to overwrite"
+            )
+    if move.triggers == "refuse":
+        yield from _trigger_problems(move, findings)
+        yield from _cascade_problems(move, findings)
+
+
+def _moved_table_problems(table: _Table) -> Iterator[str]:
+    if table.kind not in {"r", "p"}:
+        yield f"{table.name} is {_KINDS.get(table.kind, 'no table')}; rows can only be moved between tables"
+    elif not table.owned:
+        yield (
+            f"table {table.name} belongs to {table.owner}, and rows are moved as its owner; "
+            f"set session.owner to {table.owner}, or ALTER TABLE {table.name} OWNER TO your owner"
+        )
+    if table.row_security:
+        yield (
+            f"table {table.name} has row level security: policies could hide rows from a move and its check alike; "
+            f"ALTER TABLE {table.name} DISABLE ROW LEVEL SECURITY while rows are moved"
+        )
+    if table.subscribed:
+        yield (
+            f"table {table.name} is written by logical replication, which knows nothing of dual writes; "
+            "move its rows where they come from"
+        )
+
+
+def _key_problems(table: _Table, key: tuple[str, ...]) -> Iterator[str]:
+    if nullable := [column for column in key if table.columns.get(column) is False]:
+        yield f"key {', '.join(nullable)} of {table.name} may be NULL; choose another key="
+    if not any(set(columns) <= set(key) for columns in table.unique):
+        yield f"({', '.join(key)}) is not unique in {table.name}: rows would be skipped; choose another key="
+
+
+def _column_problems(table: _Table, columns: Iterable[str], findings: _Findings) -> Iterator[str]:
+    for column in columns:
+        if column not in table.columns and not findings.mentions(column):
+            yield f"table {table.name} has no column {column} here, and no statement of these plans adds it"
+
+
+def _trigger_problems(move: Move, findings: _Findings) -> Iterator[str]:
+    """Name triggers that a move would fire, forward or back: they were written for the application's own writes."""
+    written = {move.target or move.table: {*move.writes, *move.target_key}}
+    if move.restores or move.touch_source:
+        written[move.table] = written.get(move.table, set()) | set(move.restores or move.key)
+    for trigger in findings.triggers:
+        columns = written.get(trigger.table, set())
+        if columns and (not trigger.columns or columns & set(trigger.columns)):
+            yield (
+                f"trigger {trigger.name} of {trigger.table} would fire for every moved row; "
+                'say triggers="fire" in move_rows if it may, or ALTER TABLE … DISABLE TRIGGER while rows are moved'
+            )
+
+
+def _cascade_problems(move: Move, findings: _Findings) -> Iterator[str]:
+    """Name foreign keys that write old columns behind the application's back, and so past its dual writes."""
+    for key in findings.cascades:
+        if key.table == move.table:
+            actions = [action for action in (key.on_update, _setting(key.on_delete)) if action]
+            if actions and any(re.search(rf"(?<!\w){re.escape(column)}(?!\w)", move.forward) for column in key.columns):
+                yield (
+                    f"foreign key {key.name} of {key.table} writes ({', '.join(key.columns)}) by itself, {actions[0]}, "
+                    'past the dual writes of the application; say triggers="fire" in move_rows if that cannot happen'
+                )
+            if key.on_delete == "CASCADE" and move.target is not None and not _dies_with_source(move, findings):
+                yield (
+                    f"foreign key {key.name} deletes rows of {key.table} by itself, and their rows in {move.target} "
+                    f"would stay; let {move.target} reference {move.table} ON DELETE CASCADE, "
+                    'or say triggers="fire" in move_rows if that cannot happen'
+                )
+        if key.other == move.table and key.on_update and set(key.other_columns) & set(move.restores):
+            yield (
+                f"moving back writes {move.table}, and foreign key {key.name} would write {key.table} too "
+                f'({key.on_update}); say triggers="fire" in move_rows if it may'
+            )
+
+
+def _setting(action: str | None) -> str | None:
+    return None if action == "CASCADE" else action  # ON DELETE CASCADE leaves no row that could be stale
+
+
+def _dies_with_source(move: Move, findings: _Findings) -> bool:
+    """Whether target rows are deleted together with their source rows."""
+    if move.target is not None and (creating := findings.coming(move.target)) and move.target not in findings.tables:
+        return bool(_DIES_WITH.search(creating))
+    return any(
+        key.table == move.target and key.other == move.table and key.on_delete == "CASCADE" for key in findings.cascades
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What somebody should know
+
+
+def _warnings(plans: Iterable[AcceptedPlan], findings: _Findings) -> Iterator[str]:
+    for accepted in plans:
+        if findings.server.all_tables and accepted.creates:
+            yield (
+                f"publication {findings.server.all_tables[0]} is FOR ALL TABLES: "
+                f"subscribers need {', '.join(accepted.creates.values())} before rows arrive there"
+            )
+        for name in accepted.locks.values():
+            if (table := findings.tables.get(name)) and table.published:
+                yield (
+                    f"table {name} is published by {', '.join(table.published)}: "
+                    "add its new columns on the subscribers first, or they stop at the next row"
+                )
+        for _, move in accepted.plan.moves:
+            table = findings.tables.get(move.table)
+            if table and not any(tuple(index[: len(move.key)]) == move.key for index in table.walkable):
+                yield f"no btree index of {move.table} begins with ({', '.join(move.key)}): each batch sorts the table"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# SQL; $1 are names as the plans write them, $2 the same for regclass
+
+_ASKED = "unnest($1::text[], $2::text[]) AS asked (name, address)"
+
+_TABLES = f"""
+SELECT asked.name,
+       c.relkind::text,
+       pg_get_userbyid(c.relowner)::text,
+       pg_has_role(c.relowner, 'USAGE'),
+       has_table_privilege(c.oid, 'REFERENCES'),
+       c.relrowsecurity,
+       EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid),
+       ARRAY(SELECT p.pubname::text FROM pg_publication_tables AS p
+             WHERE p.schemaname = n.nspname AND p.tablename = c.relname ORDER BY p.pubname),
+       (SELECT coalesce(jsonb_object_agg(a.attname, a.attnotnull), '{{}}') FROM pg_attribute AS a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       coalesce(jsonb_agg(index.columns) FILTER (WHERE index.keeps_unique), '[]'),
+       coalesce(jsonb_agg(index.columns) FILTER (WHERE index.is_btree), '[]')
+FROM {_ASKED}
+JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN LATERAL (
+    SELECT i.indisunique AND i.indimmediate AS keeps_unique,
+           m.amname = 'btree' AS is_btree,
+           (SELECT array_agg(a.attname::text ORDER BY k.place)
+            FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place)
+            JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+            WHERE k.place <= i.indnkeyatts) AS columns
+    FROM pg_index AS i
+    JOIN pg_class AS x ON x.oid = i.indexrelid
+    JOIN pg_am AS m ON m.oid = x.relam
+    WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+) AS index ON true
+GROUP BY asked.name, c.oid, c.relkind, c.relowner, c.relrowsecurity, n.nspname, c.relname
+"""
+
+_TRIGGERS = f"""
+SELECT asked.name,
+       t.tgname::text,
+       ARRAY(SELECT a.attname::text FROM unnest(t.tgattr::int2[]) AS k (attnum)
+             JOIN pg_attribute AS a ON a.attrelid = t.tgrelid AND a.attnum = k.attnum)
+FROM {_ASKED}
+JOIN pg_trigger AS t ON t.tgrelid = to_regclass(asked.address) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+UNION ALL
+SELECT asked.name, r.rulename::text || ' (a rule)', '{{}}'
+FROM {_ASKED}
+JOIN pg_rewrite AS r ON r.ev_class = to_regclass(asked.address) AND r.ev_type <> '1' AND r.ev_enabled <> 'D'
+ORDER BY 1, 2
+"""
+
+_ACTION = "CASE {column} WHEN 'c' THEN 'CASCADE' WHEN 'n' THEN 'SET NULL' WHEN 'd' THEN 'SET DEFAULT' END"
+_COLUMNS = """
+ARRAY(SELECT a.attname::text FROM unnest({key}) WITH ORDINALITY AS k (attnum, place)
+      JOIN pg_attribute AS a ON a.attrelid = {relation} AND a.attnum = k.attnum ORDER BY k.place)
+"""
+
+_CASCADES = f"""
+WITH asked AS (SELECT asked.name, to_regclass(asked.address)::oid AS oid FROM {_ASKED})
+SELECT f.conname::text,
+       coalesce((SELECT name FROM asked WHERE asked.oid = f.conrelid LIMIT 1), f.conrelid::regclass::text),
+       {_COLUMNS.format(key="f.conkey", relation="f.conrelid")},
+       coalesce((SELECT name FROM asked WHERE asked.oid = f.confrelid LIMIT 1), f.confrelid::regclass::text),
+       {_COLUMNS.format(key="f.confkey", relation="f.confrelid")},
+       {_ACTION.format(column="f.confupdtype")},
+       {_ACTION.format(column="f.confdeltype")}
+FROM pg_constraint AS f
+WHERE f.contype = 'f' AND (f.confupdtype IN ('c', 'n', 'd') OR f.confdeltype IN ('c', 'n', 'd'))
+  AND (f.conrelid IN (SELECT oid FROM asked) OR f.confrelid IN (SELECT oid FROM asked))
+ORDER BY 1
+"""
+
+_SERVER = """
+SELECT has_schema_privilege(current_schema(), 'CREATE'),
+       EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals)),
+       ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY pubname),
+       ARRAY(SELECT role FROM unnest($1::text[]) AS role WHERE to_regrole(quote_ident(role)) IS NULL),
+       ARRAY(SELECT role FROM unnest($1::text[]) AS role
+             WHERE to_regrole(quote_ident(role)) IS NOT NULL
+               AND NOT has_schema_privilege(to_regrole(quote_ident(role)), current_schema(), 'USAGE'))
+"""
