@@ -547,6 +547,6 @@ class Run:
         except (pg.Error, ShardError):
             return
 
-    def _say(self, event: StepStarted | StepDone | Waiting) -> None:
+    def _say(self, event: StepStarted | StepDone | Waiting | Warned) -> None:
         if self.listener:
             self.listener(event)
