@@ -29,7 +29,7 @@ from shardmig.errors import (
     StepFailed,
     SwitchRefused,
 )
-from shardmig.events import StepDone, StepStarted, Waiting, Warned
+from shardmig.events import StepDone, StepStarted, Waiting, Warned, Warned
 from shardmig.ledger import Turn
 from shardmig.plan import Move, Statement, Switch, quote
 from shardmig.preflight import preflight
@@ -214,7 +214,8 @@ class Run:
                 f"{offline[0]} wants the shard in maintenance; `shardmig maintenance on --shard {records.shard}` first",
                 shard=records.shard,
             )
-        await self._preflight(todo)
+        for warning in await preflight(self.session, *(item.accepted for item in todo)):
+            self._say(Warned(records.shard, warning))
         async with self._in_turn():
             await self._begin(todo, records)
             for item in todo:
@@ -268,11 +269,6 @@ class Run:
 
     # ----------------------------------------------------------------------------------------------------------------
     # Structure
-
-    async def _preflight(self, todo: Sequence[Todo]) -> None:
-        """Ask about all plans together: one may build on tables of another."""
-        for warning in await preflight(self.session, *(item.accepted for item in todo)):
-            self._say(Warned(self.session.shard.name, warning))
 
     async def _begin(self, todo: Sequence[Todo], records: Records) -> None:
         """Enter all plans in one flight: from here on the shard's own ledger says what is going on."""

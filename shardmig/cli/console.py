@@ -21,7 +21,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.text import Text
 
 from shardmig.errors import LintFailed, ShardmigError
-from shardmig.events import BatchDone, Draining, FlagSwitched, OutcomeReached, StepStarted, TookOver, Waiting
+from shardmig.events import BatchDone, Draining, FlagSwitched, OutcomeReached, StepStarted, TookOver, Waiting, Warned
 from shardmig.outcomes import Outcome
 from shardmig.states import State
 
@@ -161,6 +161,9 @@ class _Lines:
             if task is not None:
                 self._progress.remove_task(task)
             self._progress.print(Text(f"{event.shard}  {event.outcome}  {event.reason}".rstrip()))
+            return
+        if isinstance(event, Warned):
+            self._progress.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.text))
             return
         text = _describe(event)
         if text is None:
