@@ -120,9 +120,8 @@ class Flags(Declared):
         return claim.view
 
     async def aof(self, session: _AsyncSession) -> View:
-        """Return the view of an async session, which begins its transaction here if it did nothing yet."""
-        await session.connection()
-        return self.of(session)
+        """Return the view of an async session of SQLAlchemy; its transaction begins here if it did nothing yet."""
+        return self.of(await session.connection())
 
     def find_driver(self, find: Callable[[object], object | None]) -> None:
         """Teach `of` another kind of holder: `find` returns the psycopg connection below, or None."""
@@ -147,11 +146,13 @@ class Flags(Declared):
             self._claims[connection] = mine
         return mine
 
-    def release_claim(self, connection: object) -> None:
-        """Expire the view of the connection's transaction, which ends now."""
+    def release_claim(self, connection: object) -> bool:
+        """Expire the view of the connection's transaction, which ends now; False when there was none."""
         claim = self._claims.pop(connection, None)
-        if claim is not None and claim.view is not None:
-            claim.view.expire()
+        if claim is None or claim.view is None:
+            return False
+        claim.view.expire()
+        return True
 
 
 class _AsyncSession(Protocol):
@@ -220,10 +221,10 @@ class _Begin:
         return claim.view
 
     def _statements(self) -> Statements:
-        connection = self._connection
-        isolation = self._chosen_isolation()
-        if isolation is None and not self._write and connection in self._flags.standbys:
-            isolation = "REPEATABLE READ"
+        connection, isolation = self._connection, self._isolation
+        if isolation is None:
+            known = not self._write and connection in self._flags.standbys
+            isolation = "REPEATABLE READ" if known else connection.isolation_level
         return statements(
             self._shard,
             write=self._write,
@@ -231,10 +232,6 @@ class _Begin:
             deferrable=self._deferrable if self._deferrable is not None else connection.deferrable,
             encoding=connection.info.encoding,
         )
-
-    def _chosen_isolation(self) -> Isolation | None:
-        chosen: Isolation | None = self._connection.isolation_level if self._isolation is None else self._isolation
-        return chosen
 
     def _opening(self, answer: PGresult) -> Opening | None:
         return read_opening(answer, self._connection.info.encoding)
@@ -245,7 +242,7 @@ class _Begin:
 
         A standby replays flips and moves between two statements, and no drain on the primary waits for its readers.
         """
-        if self._chosen_isolation() is not None:
+        if self._isolation is not None:
             raise WrongTransaction(
                 f"shard {self._shard}: on a standby flags and data must come from one snapshot; "
                 "leave isolation away or say isolation='REPEATABLE READ'"
