@@ -130,13 +130,6 @@ class Waiting(_OnShard):
 
 
 @dataclass(frozen=True, slots=True)
-class Warned(_OnShard):
-    """Nothing stands in the way, but somebody should know `text`."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class FlagSwitched(_OnShard):
     """A flag took one edge, and the change is committed."""
 

@@ -29,7 +29,7 @@ from shardmig.errors import (
     StepFailed,
     SwitchRefused,
 )
-from shardmig.events import StepDone, StepStarted, Waiting, Warned, Warned
+from shardmig.events import StepDone, StepStarted, Waiting, Warned
 from shardmig.ledger import Turn
 from shardmig.plan import Move, Statement, Switch, quote
 from shardmig.preflight import preflight

@@ -160,10 +160,10 @@ class _Lines:
             task = self._tasks.pop(event.shard, None)
             if task is not None:
                 self._progress.remove_task(task)
-            self._progress.print(Text(f"{event.shard}  {event.outcome}  {event.reason}".rstrip()))
+            self._progress.print(Text(f"{event.shard}  {event.outcome}  {event.detail}".rstrip()))
             return
         if isinstance(event, Warned):
-            self._progress.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.text))
+            self._progress.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.message))
             return
         text = _describe(event)
         if text is None:

@@ -24,7 +24,8 @@ def _local() -> None:
 def up(
     count: Annotated[int, typer.Argument(help="How many servers.", min=1, max=64)] = 4,
     write: Annotated[
-        Path | None, typer.Option("--write", help="Write the configuration there instead of printing it.", dir_okay=False)
+        Path | None,
+        typer.Option("--write", help="Write the configuration there instead of printing it.", dir_okay=False),
     ] = None,
 ) -> None:
     """Run servers in the foreground, one shard each, and print a ready shardmig.toml; Ctrl-C removes everything."""
