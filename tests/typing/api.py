@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 from psycopg import AsyncConnection, Connection, IsolationLevel
-
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
