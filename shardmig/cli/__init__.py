@@ -16,12 +16,10 @@ from shardmig.cli import (
     gate,
     history,
     init,
-    lint,
     local,
     maintenance,
     plan,
     revision,
-    rule,
     show,
     status,
     switch,
@@ -42,7 +40,7 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+def _version(wanted: bool | None) -> None:  # noqa: FBT001 - typer's callback
     if wanted:
         from importlib.metadata import version
 
@@ -52,14 +50,17 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def _root(
-    _version_wanted: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
+    version: Annotated[
+        bool | None,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit.", allow_from_autoenv=False
+        ),
+    ] = None,
 ) -> None:
     """Change the schema of a sharded PostgreSQL application while it runs."""
 
 
-for verb in (init, revision, plan, lint, check, apply, switch, maintenance, status, gate, history, show, rule):
+for verb in (init, revision, plan, check, apply, switch, maintenance, status, gate, history, show):
     verb.register(app)
 app.add_typer(local.app, name="local")
 

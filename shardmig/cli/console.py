@@ -20,9 +20,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from shardmig import planfile
 from shardmig.errors import LintFailed, ShardmigError
 from shardmig.events import BatchDone, Draining, FlagSwitched, OutcomeReached, StepStarted, TookOver, Waiting, Warned
 from shardmig.outcomes import Outcome
+from shardmig.plan import Move, Statement, Switch
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from shardmig.events import Event
     from shardmig.fleet import Fleet, ShardStatus
     from shardmig.outcomes import Report
-    from shardmig.plan import AcceptedPlan
+    from shardmig.plan import AcceptedPlan, Plan, Step
 
 __all__ = [
     "err",
@@ -42,8 +44,10 @@ __all__ = [
     "show_history",
     "show_json",
     "show_left",
+    "show_plans",
     "show_report",
     "show_status",
+    "show_steps",
     "tell",
 ]
 
@@ -266,8 +270,7 @@ def show_left(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], outpu
 def _steps(accepted: AcceptedPlan, statements: Sequence[int], target: State | None) -> Iterator[str]:
     for number in statements:
         sql = getattr(accepted.plan.steps[number - 1], "sql", "")
-        lock = f"   -- locks {accepted.locks[number]}" if number in accepted.locks else ""
-        yield f"{number}. {' '.join(sql.split())}{lock}"
+        yield f"{number}. {' '.join(sql.split())}{_lock(accepted, number)}"
     if target is not None:
         yield f"{accepted.plan.flag} → {target.name}" + (
             f", moving {', '.join(move.table for _, move in accepted.plan.moves)}" if accepted.plan.moves else ""
@@ -402,3 +405,79 @@ def _lines(rows: Sequence[tuple[str, Outcome, str, str]]) -> None:
         line = Text.assemble(f"{shard:<{name}}  ", (f"{outcome.value:<14}", colour), f"{detail:<{middle}}  {rest}")
         line.rstrip()
         out.print(line)
+
+
+def show_plans(plans: Sequence[tuple[AcceptedPlan, bool]], output: str, *, written: bool) -> None:
+    """Write plans: their files as they are, a line a step, or JSON."""
+    if output == "json":
+        bodies = [
+            {**accepted.plan.model_dump(mode="json"), "sha256": accepted.plan.sha256, "locks": accepted.locks}
+            for accepted, _ in plans
+        ]
+        show_json({"version": 1, "plans": bodies})
+    elif output == "sql":
+        for accepted, _ in plans:
+            tell(planfile.dumps(accepted.plan))
+    else:
+        for accepted, changed in plans:
+            note = "" if not changed else "  (written)" if written else "  (would be written)"
+            tell(f"{accepted.plan.revision}{note}")
+            for number, step in enumerate(accepted.plan.steps, 1):
+                tell(f"  {number}. {_step(step)}" + _lock(accepted, number))
+
+
+def _step(step: Step) -> str:
+    match step:
+        case Statement():
+            return " ".join(step.sql.split()) + ("" if step.transactional else "  -- outside a transaction")
+        case Move():
+            into = f" into {step.target}" if step.target else ""
+            return f"move {step.table}{into} by ({', '.join(step.key)}): fills {', '.join(step.writes)}"
+        case Switch():
+            return f"switch to {step.to.name}"
+
+
+def _lock(accepted: AcceptedPlan, number: int) -> str:
+    return f"   -- locks {accepted.locks[number]}" if number in accepted.locks else ""
+
+
+def show_steps(found: Sequence[ShardStatus], plan: Plan, output: str) -> None:
+    """Write where each step of a plan is on each shard, and what differs from the plan that was begun there."""
+    bodies = [_steps_body(one, plan) for one in found]
+    if output == "json":
+        show_json({"version": 1, "revision": plan.revision, "shards": bodies})
+        return
+    for body in bodies:
+        tell(f"{body['shard']}: {body['state'] or body['reason'] or 'not begun'}")
+        for step in body["steps"]:
+            rows = f", {step['rows']:,} rows in {step['batches']:,} batches" if step["kind"] == "move" else ""
+            error = f": {step['error']}" if step["error"] else ""
+            tell(f"  {step['number']}. {step['kind']} {step['status']}{rows}{error}")
+        if body["difference"]:
+            tell(body["difference"])
+
+
+def _steps_body(one: ShardStatus, plan: Plan) -> dict[str, Any]:
+    records = one.records
+    begun = records.migrations.get(plan.revision) if records else None
+    difference = ""
+    if begun is not None and begun.sha256 != plan.sha256:
+        difference = planfile.difference(planfile.loads(begun.plan), plan, names=("begun", "committed"))
+    return {
+        "shard": one.shard,
+        "reason": one.reason,
+        "state": records.state(plan.flag).name if records and begun else None,
+        "difference": difference,
+        "steps": [
+            {
+                "number": step.number,
+                "kind": step.kind,
+                "status": step.status,
+                "rows": step.rows,
+                "batches": step.batches,
+                "error": step.error,
+            }
+            for step in (records.steps.values() if records else ())
+            if step.revision == plan.revision
+        ],
+    }

@@ -1,0 +1,65 @@
+"""What most verbs begin with: the configuration, its accepted plans, and a fleet over some of its shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardmig import config as configuration
+from shardmig.errors import ConfigError
+from shardmig.fleet import Fleet
+from shardmig.repository import accepted_plans
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from shardmig.config import Config, Shard
+    from shardmig.plan import AcceptedPlan
+
+__all__ = ["Project", "load"]
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A configuration and its accepted plans, oldest first."""
+
+    config: Config
+    plans: tuple[AcceptedPlan, ...]
+
+    def fleet(
+        self,
+        targets: Sequence[Shard],
+        *,
+        jobs: int | None = None,
+        take_over: bool = False,
+        reason: str | None = None,
+    ) -> Fleet:
+        """Make a fleet of some shards."""
+        return Fleet(
+            self.config,
+            self.plans,
+            targets,
+            jobs=jobs or self.config.rollout.jobs,
+            take_over=take_over,
+            reason=reason,
+        )
+
+    def plan_of_flag(self, flag: str) -> AcceptedPlan:
+        """
+        Find the plan that a flag belongs to.
+
+        Raises:
+            ConfigError: no plan has it; names those that exist.
+        """
+        for accepted in self.plans:
+            if accepted.plan.flag == flag:
+                return accepted
+        known = ", ".join(accepted.plan.flag for accepted in self.plans) or "none"
+        raise ConfigError(f"no migration has a flag {flag!r}; known flags: {known}")
+
+
+def load(path: Path | None) -> Project:
+    """Load the configuration and its plans; errors name file, key and cure."""
+    config = configuration.load(path)
+    return Project(config, accepted_plans(config))

@@ -1,0 +1,41 @@
+"""`shardmig show`: one revision, as committed and as a shard has it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shardmig.cli import options
+from shardmig.errors import ConfigError
+
+__all__ = ["register", "show"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(show)
+
+
+def show(
+    revision: Annotated[str, typer.Argument(help="The revision, or its flag.")],
+    shard: options.Shards = None,
+    everything: options.All = False,
+    output: options.Output = "text",
+    config: options.Config_ = None,
+) -> None:
+    """Show a revision's plan; with shards, where each of its steps is there, and what differs from the plan begun."""
+    from shardmig import planfile
+    from shardmig.cli import console, project
+
+    here = project.load(config)
+    found = [a for a in here.plans if revision in {a.plan.revision, a.plan.flag}]
+    if not found:
+        newest = here.plans[-1].plan.revision if here.plans else "none"
+        raise ConfigError(f"no revision {revision!r}; the newest is {newest}")
+    plan = found[0].plan
+    if not shard and not everything:
+        console.show_json(plan.model_dump(mode="json")) if output == "json" else console.tell(planfile.dumps(plan))
+        return
+    fleet = here.fleet(options.targets(here.config, shard, everything=everything))
+    console.show_steps(console.run(fleet, fleet.status, quiet=True), plan, output)

@@ -1,0 +1,66 @@
+"""
+The repository's plans, ready for the runner: scripts read, linted, rendered or compared, and accepted.
+
+This is the one door from files to shards, for the command line, the demo and applications' own tools alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmig import sqltree
+from shardmig.errors import LintFailed
+from shardmig.lint import History, lint_script
+from shardmig.rendering import load_plans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardmig.config import Config
+    from shardmig.plan import AcceptedPlan
+    from shardmig.rendering import LoadedPlan
+    from shardmig.scripts import Script
+
+__all__ = ["accepted_plans", "loaded_plans", "refusing"]
+
+
+def loaded_plans(config: Config, *, rerender: bool = False) -> tuple[LoadedPlan, ...]:
+    """
+    Load the plans of the configuration's migrations directory, oldest first, not yet judged as a whole.
+
+    Raises:
+        ScriptError, PlanError, StalePlan: files are not in order.
+        LintFailed: a script that had to be rendered is refused before it is imported.
+    """
+    return load_plans(
+        config.migrations_dir, before_import=refusing(config), fingerprint=sqltree.fingerprint, rerender=rerender
+    )
+
+
+def accepted_plans(config: Config) -> tuple[AcceptedPlan, ...]:
+    """
+    Load and accept every plan, oldest first.
+
+    Raises:
+        ScriptError, PlanError, StalePlan: files are not in order.
+        LintFailed: something is not known to be additive.
+    """
+    history = History(config.lint)
+    accepted = []
+    for loaded in loaded_plans(config):
+        accepted.append(history.accept(loaded.plan))
+        history.add(loaded.plan)
+    return tuple(accepted)
+
+
+def refusing(config: Config) -> Callable[[Script], None]:
+    """Make the look that a script gets before it is imported: what must not be executed is not."""
+
+    def look(script: Script) -> None:
+        found = lint_script(script.source, path=script.name, settings=config.lint)
+        failing = [violation for violation in found if violation.fails]
+        if failing:
+            lines = "\n".join(f"  {violation}" for violation in failing)
+            raise LintFailed(f"{script.name} was not executed:\n{lines}", violations=found)
+
+    return look

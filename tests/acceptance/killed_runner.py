@@ -1,0 +1,96 @@
+"""
+Run `apply --all` of the project in the working directory again and again, killing it with SIGKILL.
+
+A child is forked for each run, so that only the killed part costs time. Prints how many children were killed.
+
+    killed_runner.py moments SEED KILLS SPAN_S    kill at random moments, up to KILLS times, then let one finish
+    killed_runner.py boundary N                   kill at the Nth boundary between two steps, then let one finish
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from shardmig.cli import project
+from shardmig.events import BatchDone, Draining, Waiting
+from shardmig.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from shardmig.events import Event
+
+
+def run(here: project.Project, boundary: int | None) -> int:
+    """Apply everything; die at the given boundary."""
+    import asyncio  # noqa: PLC0415 - after the fork
+
+    seen = 0
+
+    def listen(event: Event) -> None:
+        nonlocal seen
+        if isinstance(event, BatchDone | Waiting | Draining):
+            return
+        seen += 1
+        if seen == boundary:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    fleet = here.fleet(list(here.config.shards.values()))
+    fleet.listener = listen
+    report = asyncio.run(fleet.apply())
+    for one in report:
+        if one.outcome is not Outcome.DONE:
+            print(one, file=sys.stderr)
+    return 0 if report.done else 1
+
+
+def child(here: project.Project, boundary: int | None = None) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(run(here, boundary))
+    return pid
+
+
+def code_of(pid: int) -> int | None:
+    """Exit code of a child; None when it was killed."""
+    _, status = os.waitpid(pid, 0)
+    return None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+
+
+def moments(here: project.Project, seed: int, kills_max: int, span_s: float) -> tuple[int, int]:
+    random.seed(seed)
+    for kills in range(kills_max):
+        pid = child(here)
+        time.sleep(random.uniform(0, span_s))
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return kills, os.waitstatus_to_exitcode(status)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return kills_max, code_of(child(here)) or 0
+
+
+def boundary(here: project.Project, number: int) -> tuple[int, int]:
+    if code_of(child(here, boundary=number)) is not None:
+        return 0, 0
+    return 1, code_of(child(here)) or 0
+
+
+def main() -> int:
+    here = project.load(None)
+    match sys.argv[1:]:
+        case ["moments", seed, kills_max, span_s]:
+            kills, code = moments(here, int(seed), int(kills_max), float(span_s))
+        case ["boundary", number]:
+            kills, code = boundary(here, int(number))
+        case _:
+            return 2
+    print(kills)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
