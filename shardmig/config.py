@@ -142,6 +142,10 @@ class Pace(_Section):
         batch_rows_max: ceiling of a batch.
         max_rows_per_s: upper bound on rows a second; None is none.
         max_replica_lag_s: a standby further behind stops the move; None ignores standbys.
+        max_slot_wal_mb: a replication slot that keeps back more WAL stops the move; None ignores slots.
+        max_unarchived_mb: more WAL that waits for archiving stops the move; None ignores the archive.
+        max_dead_mb: more dead rows in the tables written stop the move until vacuum came; None ignores them.
+        max_snapshot_age_s: an older transaction that keeps vacuum from working stops the move; None ignores it.
     """
 
     batch_target_ms: float = Field(3.0, gt=0, le=1000)
@@ -150,6 +154,10 @@ class Pace(_Section):
     batch_rows_max: int = Field(50_000, ge=1)
     max_rows_per_s: int | None = Field(None, ge=1)
     max_replica_lag_s: float | None = Field(5.0, gt=0)
+    max_slot_wal_mb: float | None = Field(4096.0, gt=0)
+    max_unarchived_mb: float | None = Field(1024.0, gt=0)
+    max_dead_mb: float | None = Field(4096.0, gt=0)
+    max_snapshot_age_s: float | None = Field(3600.0, gt=0)
 
 
 class Rollout(_Section):

@@ -56,6 +56,7 @@ FENCED = "SM001"  # SQLSTATE: the step row belongs to another runner
 REFUSED = "SM002"  # SQLSTATE: the ledger's own rules refuse a change
 
 _INSTALL_LOCK = 0x5368_6D67  # one installer a database; any constant will do
+_INSTALL_WAIT_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class StepRow:
     """
     One step's record.
 
-    Keys (`upto`, `cursor`, `check_cursor`) are the text forms of the key columns, one element a column.
+    Keys (`upto`, `cursor`, `check_cursor`) are the text forms of the key columns, one element a column. `waiting` says
+    why a move rests at the moment, `paused` that an operator wants it to.
     """
 
     revision: str
@@ -116,6 +118,8 @@ class StepRow:
     rows_estimated: int | None
     check_cursor: list[str] | None
     checked_at: datetime | None
+    waiting: str | None
+    paused: str | None
 
     @property
     def done(self) -> bool:
@@ -187,7 +191,8 @@ async def install(session: Session) -> None:
         ShardError: the ledger is newer than this shardmig.
     """
     try:
-        async with session.transaction():
+        # Fifty schema shards of one database may queue here, each for as long as an installation takes.
+        async with session.transaction(local={"lock_timeout": f"{_INSTALL_WAIT_MS}ms"}):
             await session.execute("SELECT pg_advisory_xact_lock($1)", [_INSTALL_LOCK])
             if not await _installed(session):
                 # One text, many statements: the simple protocol, for the ledger's own file alone.
@@ -263,7 +268,8 @@ _MIGRATIONS = """
 SELECT revision, position, flag, sha256, plan, started_at, finished_at, started_by
 FROM shardmig.migration WHERE shard = $1 ORDER BY position"""
 _STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
-    bounded_at, upto, cursor, rows, batches, rows_estimated, check_cursor, checked_at"""
+    bounded_at, upto, cursor, rows, batches, rows_estimated, check_cursor, checked_at, waiting,
+    paused"""
 _CLAIM = f"SELECT {_STEP_COLUMNS} FROM shardmig.claim_step($1, $2, $3, $4)"
 _STEPS = f"SELECT {_STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 ORDER BY revision, number"
 _LOG = """
@@ -348,11 +354,12 @@ class Turn:
         term: raised by every take and every renewal.
     """
 
-    __slots__ = ("session", "term")
+    __slots__ = ("_raised", "session", "term")
 
     def __init__(self, session: Session, term: int) -> None:
         self.session = session
         self.term = term
+        self._raised = 0
 
     @classmethod
     async def take(cls, session: Session) -> Turn:
@@ -371,11 +378,14 @@ class Turn:
         Raises:
             Fenced: another runner worked here meanwhile.
         """
-        before = self.term
         await self.session.reconnect()
-        self.term = await _raise_term(self.session)
-        if self.term != before + 1:
+        # A raise whose answer was lost may have happened. Taking another runner's for ours does no harm: this session
+        # holds the shard's lock and the newest term, and every step is claimed and read anew.
+        self._raised += 1
+        term = await _raise_term(self.session)
+        if term > self.term + self._raised:
             raise Fenced(None, shard=self.shard)
+        self.term, self._raised = term, 0
 
     async def claim(self, revision: str, number: int) -> StepRow:
         """
@@ -405,6 +415,31 @@ class Turn:
         return Query(
             "SELECT shardmig.record_batch($1, $2, $3, $4, $5, $6, $7)",
             (self.shard, revision, number, self.term, expected, reached, rows),
+        )
+
+    def begin_move(
+        self, revision: str, number: int, direction: str, *, upto: list[str] | None, rows_estimated: int | None
+    ) -> Query:
+        """Note where a move ends and start it from nothing; refused unless the flag's state is drained (W1, W5)."""
+        return Query(
+            "SELECT shardmig.begin_move($1, $2, $3, $4, $5, $6, $7)",
+            (self.shard, revision, number, self.term, direction, upto, rows_estimated),
+        )
+
+    def record_check(
+        self, revision: str, number: int, *, expected: list[str] | None, reached: list[str] | None, finished: bool
+    ) -> Query:
+        """Record how far rows were compared; the check's cursor goes from `expected` to `reached`."""
+        return Query(
+            "SELECT shardmig.record_check($1, $2, $3, $4, $5, $6, $7)",
+            (self.shard, revision, number, self.term, expected, reached, finished),
+        )
+
+    def record_waiting(self, revision: str, number: int, reason: str | None) -> Query:
+        """Say why a move rests, for whoever looks at the shard; None when it goes on."""
+        return Query(
+            "UPDATE shardmig.step SET waiting = $5 WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4",
+            (self.shard, revision, number, self.term, reason),
         )
 
     def record_failure(self, revision: str, number: int, error: str) -> Query:

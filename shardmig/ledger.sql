@@ -101,6 +101,8 @@ CREATE TABLE shardmig.step (
     rows_estimated bigint,
     check_cursor   text[],
     checked_at     timestamptz,
+    waiting        text,
+    paused         text,
     PRIMARY KEY (shard, revision, number),
     FOREIGN KEY (shard, revision) REFERENCES shardmig.migration
 );
@@ -109,6 +111,8 @@ COMMENT ON COLUMN shardmig.step.term IS 'The runner that may write this step; 0 
 COMMENT ON COLUMN shardmig.step.bounded_at IS 'When the last key to move was read; upto is NULL on an empty table';
 COMMENT ON COLUMN shardmig.step.cursor IS 'Key of the last row moved, as text, one element a column';
 COMMENT ON COLUMN shardmig.step.check_cursor IS 'Key of the last row checked';
+COMMENT ON COLUMN shardmig.step.waiting IS 'Why the move rests at the moment; NULL while it works';
+COMMENT ON COLUMN shardmig.step.paused IS 'Why an operator wants the move to rest (shardmig.pause); NULL: go on';
 
 CREATE TABLE shardmig.log (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -228,7 +232,8 @@ BEGIN
             checked_at = CASE WHEN edge.forgets THEN NULL ELSE checked_at END,
             rows = CASE WHEN edge.forgets THEN 0 ELSE rows END,
             batches = CASE WHEN edge.forgets THEN 0 ELSE batches END,
-            error = CASE WHEN edge.forgets THEN NULL ELSE error END
+            error = CASE WHEN edge.forgets THEN NULL ELSE error END,
+            waiting = NULL
         WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
     INSERT INTO shardmig.log (shard, action, flag, revision, before, after, reason)
         VALUES (OLD.shard, 'switch', OLD.flag, OLD.revision, shardmig.state_name(OLD.state),
@@ -292,9 +297,31 @@ BEGIN
     END IF;
 END $$;
 
+CREATE FUNCTION shardmig.begin_move(of_shard text, of_revision text, of_number int, my_term bigint,
+        to_direction text, last_key text[], estimated bigint)
+    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE shardmig.step s SET direction = to_direction, bounded_at = clock_timestamp(), upto = last_key, cursor = NULL,
+            rows = 0, batches = 0, rows_estimated = estimated, check_cursor = NULL, checked_at = NULL
+        WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number AND s.term = my_term;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'step % of % on shard % is no longer this runner''s', of_number, of_revision, of_shard
+            USING ERRCODE = 'SM001';
+    END IF;
+    -- W1, W5: the last key was read before this statement. Were it read before the drain, a transaction still acting
+    -- on the state before could write rows behind it that nobody moves.
+    PERFORM FROM shardmig.flag f
+        WHERE f.shard = of_shard AND f.revision = of_revision AND f.drained
+            AND f.state = CASE to_direction WHEN 'forward' THEN 1 ELSE 2 END;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'rows of % move % only in %, after the drain', of_revision, to_direction,
+            CASE to_direction WHEN 'forward' THEN 'DUAL' ELSE 'LIVE' END USING ERRCODE = 'SM002';
+    END IF;
+END $$;
+
 CREATE FUNCTION shardmig.record_batch(of_shard text, of_revision text, of_number int, my_term bigint,
         expected text[], reached text[], moved bigint)
-    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+    RETURNS timestamptz LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE shardmig.step s SET cursor = reached, rows = s.rows + moved, batches = s.batches + 1
         WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number
@@ -302,6 +329,32 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'step % of % on shard % is no longer this runner''s', of_number, of_revision, of_shard
             USING ERRCODE = 'SM001';
+    END IF;
+    RETURN clock_timestamp();  -- the rows are next: their time steers the size of batches
+END $$;
+
+CREATE FUNCTION shardmig.record_check(of_shard text, of_revision text, of_number int, my_term bigint,
+        expected text[], reached text[], finished boolean)
+    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE shardmig.step s SET check_cursor = reached, checked_at = CASE WHEN finished THEN clock_timestamp() END
+        WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number
+            AND s.term = my_term AND s.check_cursor IS NOT DISTINCT FROM expected;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'step % of % on shard % is no longer this runner''s', of_number, of_revision, of_shard
+            USING ERRCODE = 'SM001';
+    END IF;
+END $$;
+
+CREATE FUNCTION shardmig.take_edge(of_shard text, of_flag text, from_state int, to_state int, of_epoch bigint)
+    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE shardmig.flag f SET state = to_state
+        WHERE f.shard = of_shard AND f.flag = of_flag AND f.state = from_state AND f.epoch = of_epoch;
+    IF NOT FOUND THEN
+        -- An error, so that nothing recorded together with the flip is kept without it.
+        RAISE EXCEPTION 'flag % of shard % was switched by somebody else meanwhile', of_flag, of_shard
+            USING ERRCODE = 'SM002';
     END IF;
 END $$;
 
@@ -338,6 +391,38 @@ BEGIN
     RETURN format('%s: %s is %s', here, of_flag, upper(to_state));
 END $$;
 COMMENT ON FUNCTION shardmig.switch IS 'One edge of a flag, e.g. SELECT shardmig.switch(''split_name'', ''DUAL'', ''wrong names'')';
+
+CREATE FUNCTION shardmig.pause(of_flag text, why text, of_shard text DEFAULT NULL) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    here text := shardmig.only_shard(of_shard);
+BEGIN
+    UPDATE shardmig.step s SET paused = coalesce(nullif(why, ''), 'no reason given')
+        FROM shardmig.flag f
+        WHERE f.shard = here AND f.flag = of_flag AND s.shard = here AND s.revision = f.revision AND s.kind = 'move';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'shard % has no flag % with a move', here, of_flag USING ERRCODE = 'SM002';
+    END IF;
+    INSERT INTO shardmig.log (shard, action, flag, reason) VALUES (here, 'pause', of_flag, why);
+    RETURN format('%s: the move of %s rests', here, of_flag);
+END $$;
+COMMENT ON FUNCTION shardmig.pause IS 'Let a running move rest within a second or so, until shardmig.resume';
+
+CREATE FUNCTION shardmig.resume(of_flag text, of_shard text DEFAULT NULL) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    here text := shardmig.only_shard(of_shard);
+BEGIN
+    UPDATE shardmig.step s SET paused = NULL
+        FROM shardmig.flag f
+        WHERE f.shard = here AND f.flag = of_flag AND s.shard = here AND s.revision = f.revision AND s.kind = 'move';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'shard % has no flag % with a move', here, of_flag USING ERRCODE = 'SM002';
+    END IF;
+    INSERT INTO shardmig.log (shard, action, flag) VALUES (here, 'resume', of_flag);
+    RETURN format('%s: the move of %s goes on', here, of_flag);
+END $$;
+COMMENT ON FUNCTION shardmig.resume IS 'Let a paused move go on';
 
 CREATE FUNCTION shardmig.maintenance(mode text, why text, of_shard text DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

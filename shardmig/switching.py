@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from psycopg import errors as pg
+
 from shardmig import ledger
-from shardmig.errors import DrainTimeout, SwitchRefused
+from shardmig.errors import DrainTimeout, LockNotObtained, SwitchRefused
 from shardmig.events import Blocker, Draining, FlagSwitched
 from shardmig.session import LOCK_CLASS, Query
 from shardmig.states import State
@@ -31,9 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["drain", "drain_shard", "flip", "read_flag", "vouch"]
 
 _POLL_S = (0.002, 0.1)  # first and longest pause between two looks
+_TELL_S = 0.5  # between two events about the same drain
 
 # Sessions of shardmig itself are told by their advisory lock. They never decide by a flag, and a mover on another
-# shard of this database must not be waited for. usename is visible to every role, whatever else is hidden.
+# shard of this database must not be waited for. Of another role's session everybody sees pid, database, role and xmin;
+# a process of the server itself (autovacuum) has no role, and its kind is hidden from most.
 _OPEN = f"""
 SELECT l.virtualtransaction AS id, a.pid, a.usename::text AS role, a.application_name AS application,
        extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age_s, left(a.query, 120) AS query
@@ -41,7 +46,7 @@ FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'virtualxid' AND l.granted AND l.virtualxid = l.virtualtransaction
   AND coalesce(a.datname, current_database()) = current_database()
   AND l.pid <> pg_backend_pid()
-  AND coalesce(a.backend_type, '') NOT IN ('autovacuum worker', 'walsender')
+  AND (a.pid IS NULL OR a.usesysid IS NOT NULL AND coalesce(a.backend_type, '') <> 'walsender')
   AND NOT coalesce(a.usename = ANY ($1::text[]), false)
   AND NOT EXISTS (SELECT FROM pg_locks ours WHERE ours.pid = l.pid AND ours.locktype = 'advisory'
                   AND ours.classid = {LOCK_CLASS} AND ours.objsubid = 2)
@@ -111,21 +116,21 @@ async def flip(
         listener: told when it is committed.
 
     Raises:
-        SwitchRefused: no such edge, or its guard is not met; the message says which.
+        SwitchRefused: no such edge, its guard is not met, or the flag changed meanwhile; nothing is recorded either.
+        LockNotObtained: an operator holds the flag in an open transaction.
         Fenced: another runner took the shard over.
     """
     shard = turn.shard
-    update = Query(
-        "UPDATE shardmig.flag SET state = $3 WHERE shard = $1 AND flag = $2 AND state = $4 AND epoch = $5",
-        (shard, row.flag, int(target), row.state, row.epoch),
-    )
+    edge = Query("SELECT shardmig.take_edge($1, $2, $3, $4, $5)", (shard, row.flag, row.state, int(target), row.epoch))
     local = {"shardmig.reason": reason or "", "shardmig.os_user": ledger.os_user()}
-    with ledger.translated(shard):
-        results = await turn.session.transact([turn.hold(), update, *records], local=local)
-    if results[1].rowcount != 1:
-        raise SwitchRefused(
-            f"flag {row.flag} was switched by somebody else meanwhile; look at `shardmig status`", shard=shard
-        )
+    try:
+        with ledger.translated(shard):
+            await turn.session.transact([turn.hold(), edge, *records], local=local)
+    except pg.LockNotAvailable as error:
+        raise LockNotObtained(
+            f"somebody else is switching a flag of this shard and has not committed; {row.flag} stays where it is",
+            shard=shard,
+        ) from error
     if listener:
         listener(FlagSwitched(shard, row.flag, State(row.state), target))
     return await read_flag(turn.session, row.flag)
@@ -191,7 +196,9 @@ async def drain_shard(
     Raises:
         DrainTimeout: somebody is still open, or `stop` was set.
     """
-    watch = _Watch(session, what, time.monotonic() + session.settings.drain_timeout_s, stop, listener)
+    watch = _Watch(
+        session, what, time.monotonic() + session.settings.drain_timeout_s, stop or asyncio.Event(), listener
+    )
     exempt = [list(session.settings.exempt_roles)]
     boundary = (await session.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::xid::text")).value
     await watch.wait_out(_OPEN, exempt)
@@ -204,22 +211,28 @@ class _Watch:
     session: Session
     what: str
     deadline: float
-    stop: asyncio.Event | None
+    stop: asyncio.Event
     listener: Listener | None
+    told_at: float = 0.0
 
     async def wait_out(self, query: str, params: Sequence[object]) -> None:
         """List what the query finds now, then look until none of *those* is left."""
-        pause, longest = _POLL_S
+        pause_s, longest_s = _POLL_S
         listed = await self._look(query, params)
         waited_for = {one.id for one in listed}
         while listed:
-            if time.monotonic() > self.deadline or (self.stop is not None and self.stop.is_set()):
+            if time.monotonic() > self.deadline or self.stop.is_set():
                 raise self._give_up(listed)
-            if self.listener:
-                self.listener(Draining(self.session.shard.name, self.what, _oldest_first(listed)))
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, longest)
+            self._tell(listed)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), pause_s)
+            pause_s = min(pause_s * 2, longest_s)
             listed = [one for one in await self._look(query, params) if one.id in waited_for]
+
+    def _tell(self, listed: Collection[_Open]) -> None:
+        if self.listener and time.monotonic() - self.told_at > _TELL_S:
+            self.told_at = time.monotonic()
+            self.listener(Draining(self.session.shard.name, self.what, _oldest_first(listed)))
 
     async def _look(self, query: str, params: Sequence[object]) -> list[_Open]:
         # A transaction of its own each time: pg_stat_activity is cached within one.
@@ -227,7 +240,7 @@ class _Watch:
 
     def _give_up(self, still_open: Collection[_Open]) -> DrainTimeout:
         shown = "; ".join(str(blocker) for blocker in _oldest_first(still_open)[:5])
-        why = "stopped" if self.stop is not None and self.stop.is_set() else "timed out"
+        why = "stopped" if self.stop.is_set() else "timed out"
         return DrainTimeout(
             f"the drain of {self.what} {why}; still open: {shown}. Stopping here is safe; "
             "end those transactions, or exempt their roles (session.exempt_roles), and go on later",

@@ -1,0 +1,160 @@
+"""
+What passes while rows move, and what does not.
+
+Locks, deadlocks, timeouts and lost connections pass: they are waited out, and no progress is discarded, because the
+step row, read anew after every failure, is the only thing that says how far a move is. Everything else is a failure
+with the server's own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from psycopg import errors as pg
+
+from shardmig.errors import InDoubt, LockNotObtained, ShardBusy, ShardError, ShardUnreachable, StepFailed
+from shardmig.events import Waiting
+from shardmig.session import is_connection_lost, is_transient, pointer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from shardmig.events import Listener
+    from shardmig.ledger import Turn
+
+__all__ = ["Interrupted", "Patience", "refusal"]
+
+T = TypeVar("T")
+
+_LOST_S = 60.0  # how long a lost server may stay away
+_PAUSE_S = (0.02, 0.5)  # first and longest pause between two tries
+_TELL_S = 1.0  # between two events with the same reason
+
+
+class Interrupted(Exception):  # noqa: N818, RUF100 - a fact, not an error
+    """A stop was asked for while waiting; everything done so far is recorded."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """
+    Does pieces of work of one step until they succeed, or fail for good.
+
+    Attributes:
+        turn: whose turn it is; renewed after a lost connection.
+        where: revision and step, for messages.
+        table: whose rows are worked on, for messages.
+        claim: reads the step row anew; called after each failure before the work is tried again.
+        split: told that the work met a lock or a timeout; returns whether a smaller piece can be tried.
+        stop: set by Ctrl-C.
+        listener: told what is waited for.
+    """
+
+    turn: Turn
+    where: str
+    table: str
+    claim: Callable[[], Awaitable[None]]
+    split: Callable[[], bool]
+    stop: asyncio.Event
+    listener: Listener | None
+    _said: tuple[str, float] = ("", 0.0)
+
+    async def do(self, work: Callable[[], Awaitable[T]]) -> T:
+        """
+        Do one piece of work, again and again if need be.
+
+        Raises:
+            Interrupted: a stop was asked for while waiting.
+            LockNotObtained: rows stayed locked for `lock_wait_s`.
+            StepFailed: the server refuses the SQL, or the smallest piece of work is still too slow.
+            ShardUnreachable: the server stayed away.
+        """
+        deadline = time.monotonic() + self.turn.session.settings.lock_wait_s
+        again = False
+        for attempt in itertools.count():
+            try:
+                if again:
+                    await self.claim()
+                return await work()
+            except (InDoubt, pg.Error) as error:
+                if isinstance(error, InDoubt) or is_connection_lost(error):
+                    await self._come_back()
+                else:
+                    failed = self.turn.session.failed
+                    await self.turn.session.roll_back()
+                    if time.monotonic() > deadline or not self._passes(error):
+                        raise self._failure(error, failed.sql if failed else "") from error
+                    first_s, longest_s = _PAUSE_S
+                    await self.rest(random.uniform(0.5, 1.0) * min(first_s * 2**attempt, longest_s))  # noqa: S311 - jitter
+            again = True
+        raise AssertionError  # pragma: no cover - count() never ends
+
+    async def rest(self, seconds: float) -> None:
+        """
+        Wait, unless a stop is asked for.
+
+        Raises:
+            Interrupted: it is.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stop.wait(), seconds)
+        if self.stop.is_set():
+            raise Interrupted
+
+    def say(self, reason: str) -> None:
+        """Tell why nothing moves at the moment; the same again at most once a second."""
+        now_s = time.monotonic()
+        if self.listener and (self._said[0] != reason or now_s - self._said[1] > _TELL_S):
+            self._said = (reason, now_s)
+            self.listener(Waiting(self.turn.shard, reason))
+
+    def _passes(self, error: pg.Error) -> bool:
+        """Whether waiting helps; locks and timeouts also make the next piece smaller."""
+        if isinstance(error, pg.LockNotAvailable):
+            self.split()
+            self.say(f"rows of {self.table} are locked")
+            return True
+        if isinstance(error, pg.QueryCanceled):
+            self.say(f"a batch of {self.table} took too long")
+            return self.split()
+        if is_transient(error):
+            self.say("a deadlock or a serialization failure ended a batch")
+            return True
+        return False
+
+    async def _come_back(self) -> None:
+        """Reconnect; what is in doubt is decided by the step row, which the next claim reads."""
+        deadline = time.monotonic() + _LOST_S
+        self.say("the connection was lost")
+        while True:
+            try:
+                await self.turn.renew()
+            except (ShardUnreachable, ShardBusy, InDoubt, pg.OperationalError) as error:
+                if time.monotonic() > deadline:
+                    raise self._failure(error, "") from error
+                await self.rest(0.2)
+            else:
+                return
+
+    def _failure(self, error: Exception, sql: str) -> ShardError:
+        return refusal(error, sql, self.table, self.turn.shard, self.where)
+
+
+def refusal(error: Exception, sql: str, table: str, shard: str, where: str) -> ShardError:
+    """Say for good what the server said: who is named, and a caret stands under the SQL that it refused."""
+    if isinstance(error, ShardError):
+        return error
+    if isinstance(error, pg.LockNotAvailable):
+        return LockNotObtained(
+            f"rows of {table} stayed locked; nothing is lost, apply again later", shard=shard, step=where
+        )
+    if isinstance(error, pg.Error):
+        message = f"{error.diag.message_primary or error}\n{pointer(error, sql)}".rstrip()
+        return StepFailed(message, shard=shard, step=where)
+    return StepFailed(str(error), shard=shard, step=where)
