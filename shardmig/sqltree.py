@@ -9,16 +9,20 @@ field it accepts (`Node.fields`) is a closed world by construction.
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Node", "SqlError", "Token", "parse", "tokens", "walk"]
+__all__ = ["Node", "SqlError", "Token", "fingerprint", "parse", "tokens", "walk"]
 
 
-class SqlError(Exception):
+_PLACES = frozenset({"location", "list_start", "list_end", "rexpr_list_start", "rexpr_list_end"})
+
+
+class SqlError(ValueError):
     """
     A text that PostgreSQL's grammar does not take.
 
@@ -126,6 +130,24 @@ def tokens(sql: str) -> list[Token]:
         )
         for token in found
     ]
+
+
+def fingerprint(sql: str) -> str:
+    """
+    Return a value that two texts share only if they mean the same: layout and comments do not count, literals do.
+
+    Raises:
+        SqlError: not SQL.
+    """
+    return hashlib.sha256(repr([_plain(statement) for statement in parse(sql)]).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    """Return a tree without places, in one spelling."""
+    if isinstance(value, Node):
+        inner = [(name, _plain(field)) for name, field in sorted(value.fields.items()) if name not in _PLACES]
+        return (value.kind, inner)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def walk(value: object) -> Iterator[Node]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from shardmig.lint.plans import History, accept, lint_plan
 from shardmig.lint.scope import New
+from shardmig.lint.script import lint_script
 from shardmig.lint.statements import judge
 from shardmig.lint.violation import Rule, Violation
 
-__all__ = ["History", "New", "Rule", "Violation", "accept", "judge", "lint_plan"]
+__all__ = ["History", "New", "Rule", "Violation", "accept", "judge", "lint_plan", "lint_script"]

@@ -1,0 +1,30 @@
+"""Every rule, once, in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmig.lint.rules import expressions, moves, script, structure, text
+from shardmig.lint.violation import Rule
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["BY_CODE", "RULES"]
+
+
+def _rules_of(module: ModuleType) -> list[type[Rule]]:
+    return [
+        member
+        for member in vars(module).values()
+        if isinstance(member, type) and issubclass(member, Rule) and member.__module__ == module.__name__
+    ]
+
+
+RULES: tuple[type[Rule], ...] = tuple(
+    sorted(
+        (rule for module in (text, structure, moves, expressions, script) for rule in _rules_of(module)),
+        key=lambda rule: (("SM", "SP", "SA").index(rule.code[:2]), rule.code),
+    )
+)
+BY_CODE = {rule.code: rule for rule in RULES}
