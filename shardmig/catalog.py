@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from shardmig.plan import Move, Statement, bind_batch, quote
-from shardmig.session import Query, Result
+from shardmig.session import Query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -95,7 +95,12 @@ class Catalog:
 
 
 async def snapshot(session: Session, schemas: Iterable[str]) -> Catalog:
-    """Read the facts of whole schemas, in one round trip and from one snapshot; no relation is locked."""
+    """
+    Read the facts of whole schemas, in one round trip and from one snapshot.
+
+    It takes the locks that a SELECT would take, because the text of an expression needs them: it disturbs nobody, and
+    waits only for whoever keeps readers out.
+    """
     named = [list(schemas)]
     relations, rest = _queries(_has_compression(session))
     flight = await session.transact([Query(relations, named), Query(rest, named)], isolation="REPEATABLE READ")
@@ -186,18 +191,23 @@ async def _prove_step(session: Session, number: int, step: Statement | Move) -> 
     schemas = [session.shard.schema_name]
     before = await snapshot(session, schemas)
     existing = [name for kind, name in before.facts if kind in {"table", "partitioned table", "materialized view"}]
-    footprint = Result([], 0)
+    footprint: list[tuple[str, str | None, int]] = []
     if isinstance(step, Statement) and not step.transactional:
         await session.execute_alone(step.sql)
     else:
-        queries = [Query(sql) for sql in _texts(step)]
-        footprint = (await session.transact([*queries, Query(_FOOTPRINT, [existing])]))[-1]
+        look = Query(_FOOTPRINT, [existing])
+        earlier, *_, later = await session.transact([look, *(Query(sql) for sql in _texts(step)), look])
+        # What this backend counted in transactions before may not have been handed in yet: only the growth is ours.
+        footprint = [
+            (name, mode, scans - scans_before)
+            for (name, mode, scans), (_, _, scans_before) in zip(later.rows, earlier.rows, strict=True)
+        ]
     missing = before.not_in(await snapshot(session, schemas))
     return StepProof(
         number=number,
-        locks=tuple((name, mode) for name, mode, _ in footprint.rows if mode),
+        locks=tuple((name, mode) for name, mode, _ in footprint if mode),
         rewrites=tuple(difference.name for difference in missing if difference.kind == _PRIVATE),
-        scans=tuple(name for name, _, scans in footprint.rows if scans and isinstance(step, Statement)),
+        scans=tuple(name for name, _, scans in footprint if scans and isinstance(step, Statement)),
         missing=tuple(missing),
     )
 

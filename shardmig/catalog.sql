@@ -2,7 +2,7 @@
 --
 -- Two statements follow, the second behind the line of dashes that names it. {relations} is the condition that chooses
 -- rows of pg_class c in pg_namespace n, {schemas} the one that chooses rows of n. {compression} is the column's
--- compression, which servers before 14 do not have. Names are resolved without taking a lock on any relation.
+-- compression, which servers before 14 do not have. Texts of expressions take the lock of a reader, nothing stronger.
 --
 -- "limits" lists everything that can make a write fail that succeeded before: containment alone would let a new CHECK
 -- or a new trigger on an old table pass, because nothing that existed is gone.
@@ -87,6 +87,7 @@ SELECT CASE WHEN i.indisvalid THEN 'index' ELSE 'invalid index' END,
        concat_ws(', ',
            pg_get_indexdef(i.indexrelid),
            CASE WHEN i.indisprimary THEN 'primary' END,
+           CASE WHEN i.indisclustered THEN 'clustered' END,
            CASE WHEN i.indisreplident THEN 'replica identity' END
        )
 FROM relation AS r
