@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -338,3 +339,27 @@ def test_a_contract_becomes_a_test_in_one_line(project: pytest.Pytester) -> None
 
     # Forgetful writers never write new: whoever reads it in LIVE or DONE finds nothing.
     assert {"passed": 10 + 5, "failed": 5} == run(project, tests)
+
+
+def test_local_shards_are_real_and_walk_through_every_state(pytester: pytest.Pytester) -> None:
+    """The demo shop's own migrations, applied; then one shard is switched back and forth with moves and drains."""
+    tests = """
+        import psycopg
+        from shardmig import Flag, Flags, State
+        SPLIT_NAME = Flag("split_name")
+        flags = Flags(SPLIT_NAME)
+        def state(url, shard):
+            with psycopg.connect(url, autocommit=True) as connection:
+                with flags.transaction(connection, shard=shard) as view:
+                    return view[SPLIT_NAME]
+        async def test_states(local_shards):
+            assert ["eu1", "us1"] == list(local_shards)
+            assert {State.LIVE} == {state(url, name) for name, url in local_shards.items()}
+            for wanted in (State.DUAL, State.DONE, State.OLD, State.LIVE):
+                local_shards.switch("split_name", wanted, shard="eu1")
+                assert (wanted, State.LIVE) == tuple(state(url, name) for name, url in local_shards.items())
+    """
+    migrations = Path(__file__).parents[1] / "migrations"
+    pytester.makeini(f"[pytest]\nasyncio_mode = auto\nshardmig_migrations = {migrations}\n")
+
+    assert {"passed": 1} == run(pytester, tests)

@@ -5,6 +5,7 @@ What an application's test suite needs to live in both worlds.
 
     pytestmark = pytest.mark.flag_states("split_name")            # every test of this module in OLD, DUAL, LIVE, DONE
     test_split_name = contract_test(SPLIT_NAME_CONTRACT, begin="begin_on_eu1")    # the ten neighbouring pairs
+    def test_shop(local_shards): connect(local_shards["eu1"])     # real servers, the project's migrations applied
     $ pytest --flag-state split_name=DUAL                         # the whole suite in one state, for a CI matrix
 
 States are overridden in the whole process, so threads and event loops of the application see them too.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shardmig.flags.testing import Contract
+    from shardmig.integrations.local_shards import LocalShards
 
 __all__ = ["contract_test"]
 
@@ -34,8 +36,10 @@ _STATES = pytest.StashKey[dict[str, State]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--flag-state NAME=STATE` and the ini key `shardmig_flags`."""
+    """Add `--flag-state NAME=STATE` and the ini keys."""
     parser.addini("shardmig_flags", "where the application's Flags are: package.module:name")
+    parser.addini("shardmig_shards", "names of the shards that local_shards runs", type="args", default=["eu1", "us1"])
+    parser.addini("shardmig_migrations", "directory of the migrations that local_shards applies", default="migrations")
     parser.getgroup("shardmig").addoption(
         "--flag-state",
         action="append",
@@ -98,6 +102,17 @@ def _flag_states_of_the_run(request: pytest.FixtureRequest) -> Iterator[None]:
             flags = _declared(request.config)
             overrides.enter_context(flags.override(flags[name], state, everywhere=True))
         yield
+
+
+@pytest.fixture(scope="session")
+def local_shards(request: pytest.FixtureRequest) -> Iterator[LocalShards]:
+    """Run real throw-away shards with the project's migrations applied: URLs by name; needs shardmig[local]."""
+    from shardmig.integrations.local_shards import running  # noqa: PLC0415 - it loads the whole tool
+
+    config = request.config
+    names, migrations = config.getini("shardmig_shards"), config.getini("shardmig_migrations")
+    with running(names, root=config.rootpath, migrations=migrations) as shards:
+        yield shards
 
 
 def contract_test(contract: Contract[Any, Any, Any], *, begin: str) -> Callable[..., object]:
