@@ -799,3 +799,28 @@ def test_every_connection_is_told_its_own_shard(shards: dict[str, Shard], connec
             with flags.transaction(connection, shard=name) as view:
                 seen.append(view[SPLIT_NAME])
         assert list(State) == seen
+
+
+async def test_the_order_of_writes_turns_with_the_end_of_a_reverse_move(
+    door: Door, shard: Shard, ledger: Ledger, flags: Flags
+) -> None:
+    """No flip happens there, yet every process must hear of it: it is under the shard's epoch as well."""
+    ledger.add("order_address", State.DONE, cross_table=True)
+    ledger.flip("order_address", State.LIVE)
+    connection = await door.connect(shard)
+
+    async def order() -> list[str]:
+        called: list[str] = []
+        async with door.transaction(flags, connection, shard="eu1") as view:
+            view.run(ORDER_ADDRESS, old=lambda: called.append("old"), new=lambda: called.append("new"))
+        return called
+
+    assert ["new", "old"] == await order()
+    with pytest.raises(WriteRefused, match="order_address is LIVE"):
+        async with door.transaction(flags, connection, shard="eu1", isolation="REPEATABLE READ"):
+            pass
+    ledger.mark("order_address", drained=True)
+    ledger.mark("order_address", old_valid=True)
+    assert ["old", "new"] == await order()
+    async with door.transaction(flags, connection, shard="eu1", isolation="REPEATABLE READ"):
+        pass
