@@ -33,6 +33,7 @@ __all__ = [
     "Direction",
     "Disagreement",
     "Estimate",
+    "Milestones",
     "compare",
     "disagreeing",
     "estimate",
@@ -104,6 +105,32 @@ async def disagreeing(
     found = [tuple([str(value) for value in row] for row in result.rows) for result in results]
     differing = found.pop(0) if check is not None else ()
     return Disagreement(differing, found.pop(0) if found else ())
+
+
+class Milestones:
+    """
+    Ends of ranges that a move has passed, so that its check need not look for them again.
+
+    Finding the end of a range costs more than comparing its rows, for the index is full of their dead versions.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[tuple[str, ...], Key] = {}
+        self._last: tuple[str, ...] = ()
+        self._rows = 0
+
+    def passed(self, after: Key | None, upto: Key, rows: int) -> None:
+        """Note a batch; the first one's beginning is the first milestone."""
+        if not self._next and not self._rows:
+            self._last = tuple(after or ())
+        self._rows += rows
+        if self._rows >= _RANGE_ROWS:
+            self._next[self._last] = upto
+            self._last, self._rows = tuple(upto), 0
+
+    def after(self, key: Key | None) -> Key | None:
+        """Return the milestone after this one; None when there is none, or when this is none."""
+        return self._next.get(tuple(key or ()))
 
 
 async def compare(session: Session, move: Move, direction: Direction) -> AsyncIterator[Disagreement]:

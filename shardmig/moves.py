@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shardmig import checks
-from shardmig.checks import compare, disagreeing, estimate, refuse_lossy, rows_by_statistics
+from shardmig.checks import Milestones, compare, disagreeing, estimate, refuse_lossy, rows_by_statistics
 from shardmig.errors import CheckFailed, PreflightFailed
 from shardmig.events import BatchDone
 from shardmig.keyset import BY_INDEX, batch_end, bound, either_end, end_of, last_key
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["MoveRun", "compare", "disagreeing", "estimate", "refuse_lossy"]
 
 _LOOK_S = 1.0  # between two looks at the server's load
+_RECORD_S = 1.0  # between two records of the check
 _STATEMENT_MS = 10_000
 _LOCK_MS = 10  # while other rows are locked already: nobody may have to wait long for those
 _ONE_ROW_LOCK_MS = (
@@ -89,6 +90,9 @@ class MoveRun:
     _row: StepRow = field(init=False)
     _ahead: _Ahead | None = field(init=False, default=None)
     _looked_at: float = field(init=False, default=0.0)
+    _milestones: Milestones = field(init=False, default_factory=Milestones)
+    _compared: Key | None = field(init=False, default=None)
+    _recorded_at: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         """Start the servo and the brakes."""
@@ -155,6 +159,7 @@ class MoveRun:
         """Read where the move stands; whatever is under way elsewhere has ended when this returns."""
         self._row = await self.turn.claim(self.revision, self.number)
         self._ahead = None
+        self._compared = self._row.check_cursor
 
     async def _begin(self) -> None:
         """Read the last key to move, after the drain: whoever writes later rows writes both representations."""
@@ -183,6 +188,7 @@ class MoveRun:
         )
         asked = self._servo.rows
         self._servo.done(batch.rows, elapsed_s * 1000)
+        self._milestones.passed(after, batch.reached, batch.rows)
         # A batch that took much too long shrinks the very next one: what was found for it is too much.
         if found is not None and self._servo.rows * 2 > asked:
             self._ahead = self._read_end(found, asked)
@@ -260,9 +266,9 @@ class MoveRun:
     # Check
 
     async def _check_next(self) -> bool:
-        """Check one range, repair it if rows disagree, and record how far; True when it was the last."""
-        session, after = self.turn.session, self._row.check_cursor
-        upto = await checks.next_range(session, self.move, self.direction, after)
+        """Check one range and repair it if rows disagree; True when it was the last."""
+        session, after = self.turn.session, self._compared
+        upto = self._milestones.after(after) or await checks.next_range(session, self.move, self.direction, after)
         found = await disagreeing(session, self.move, self.direction, after, upto)
         if found.keys:
             await self._repair(found, after, upto)
@@ -274,13 +280,20 @@ class MoveRun:
                 shard=self.turn.shard,
                 step=self._where,
             )
-        reached = upto or after
-        record = self.turn.record_check(
-            self.revision, self.number, expected=after, reached=reached, finished=upto is None
-        )
-        await self._transact([record])
-        self._row = replace(self._row, check_cursor=reached)
+        self._compared = upto or after
+        await self._record_check(finished=upto is None)
         return upto is None
+
+    async def _record_check(self, *, finished: bool) -> None:
+        """Record how far rows agree, now and then and at the end: a crash repeats a second of comparing."""
+        if not finished and time.monotonic() - self._recorded_at < _RECORD_S:
+            return
+        expected, reached = self._row.check_cursor, self._compared
+        await self._transact(
+            [self.turn.record_check(self.revision, self.number, expected=expected, reached=reached, finished=finished)]
+        )
+        self._row = replace(self._row, check_cursor=reached)
+        self._recorded_at = time.monotonic()
 
     async def _repair(self, found: Disagreement, after: Key | None, upto: Key | None) -> None:
         """

@@ -86,25 +86,29 @@ class Speed:
     """Rows a second over the last ten seconds, and what that means for the rest."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
+        self._ended: deque[tuple[float, int]] = deque()
+        self._rows = 0  # of all those batches but the first, whose beginning nobody saw
 
     def add(self, rows: int, now_s: float) -> None:
         """Note a batch that ended now."""
-        self._seen.append((now_s, rows))
-        while self._seen[0][0] < now_s - _LATELY_S:
-            self._seen.popleft()
+        self._rows += rows if self._ended else 0
+        self._ended.append((now_s, rows))
+        while self._ended[0][0] < now_s - _LATELY_S and len(self._ended) > 1:
+            self._ended.popleft()
+            self._rows -= self._ended[0][1]
 
     @property
     def rows_per_s(self) -> float:
         """Rows a second; 0 before the second batch."""
-        elapsed_s = self._seen[-1][0] - self._seen[0][0] if self._seen else 0.0
-        return sum(rows for _, rows in list(self._seen)[1:]) / elapsed_s if elapsed_s > 0 else 0.0
+        elapsed_s = self._ended[-1][0] - self._ended[0][0] if self._ended else 0.0
+        return self._rows / elapsed_s if elapsed_s > 0 else 0.0
 
     def eta_s(self, done: int, estimated: int | None) -> float | None:
         """Return the seconds left; None when nothing honest can be said."""
-        if estimated is None or done > estimated or not self.rows_per_s:
+        speed = self.rows_per_s
+        if estimated is None or done > estimated or not speed:
             return None
-        return (estimated - done) / self.rows_per_s
+        return (estimated - done) / speed
 
 
 # --------------------------------------------------------------------------------------------------------------------
