@@ -321,7 +321,9 @@ WITH RECURSIVE tree (oid) AS (
            coalesce(a.query LIKE '%(to prevent wraparound)', false) AS wraparound
     FROM held
     LEFT JOIN pg_stat_activity AS a ON a.pid = held.pid
-    LEFT JOIN pg_prepared_xacts AS p ON held.pid IS NULL AND held.transaction = '-1/' || p.transaction
+    LEFT JOIN pg_locks AS t ON held.pid IS NULL AND t.pid IS NULL AND t.locktype = 'transactionid'
+        AND t.virtualtransaction = held.transaction
+    LEFT JOIN pg_prepared_xacts AS p ON p.transaction = t.transactionid
 )"""
 
 _HOLDERS = (

@@ -1,0 +1,417 @@
+"""A busy table is locked without the application noticing, or somebody is named."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
+from servers import FaultProxy
+
+from shardmig import local
+from shardmig.config import SessionSettings, Shard
+from shardmig.errors import InDoubt, LockNotObtained, ProofFailed
+from shardmig.locking import Held, Ladder, Try, Wait, holders, mode_of, under_lock
+from shardmig.session import Query, Session, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from conftest import Connect
+
+    from shardmig.events import Waiting
+    from shardmig.local import Server
+
+ADD = Query("ALTER TABLE customer ADD COLUMN first_name text")
+
+
+@asynccontextmanager
+async def at(shard: Shard, *, user: str | None = None, **settings: Any) -> AsyncIterator[Session]:
+    url = shard.url.get_secret_value()
+    chosen = Shard.model_validate({"name": shard.name, "url": make_conninfo(url, user=user) if user else url})
+    async with open_session(chosen, SessionSettings(**settings), pg_versions=(12, 18)) as session:
+        yield session
+
+
+@pytest.fixture
+def shop(shard: Shard, connect: Connect) -> Shard:
+    admin = connect(shard)
+    admin.execute("CREATE TABLE customer AS SELECT n AS id, 'x' AS name FROM generate_series(1, 100) AS n")
+    admin.execute("ALTER TABLE customer ADD PRIMARY KEY (id)")
+    admin.execute("ALTER TABLE customer OWNER TO shop_owner")
+    return shard
+
+
+@asynccontextmanager
+async def reading(shard: Shard, table: str = "customer") -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """Keep a transaction open that has read a table, and give it back once it is an old one."""
+    async with await psycopg.AsyncConnection.connect(shard.url.get_secret_value()) as reader:
+        await reader.execute(f"SELECT count(*) FROM {table}".encode())
+        await asyncio.sleep(0.25)
+        yield reader
+
+
+async def columns(session: Session, table: str = "customer") -> list[str]:
+    found = await session.execute(
+        "SELECT attname::text FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 ORDER BY attnum", [table]
+    )
+    return [name for (name,) in found.rows]
+
+
+@contextmanager
+def writers(shard: Shard, count: int = 10) -> Iterator[list[float]]:
+    """Write from some connections without pause; yields the seconds that each statement took."""
+    taken: list[float] = []
+    stop = threading.Event()
+    ready = threading.Barrier(count + 1)
+
+    def write(number: int) -> None:
+        with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
+            ready.wait()
+            while not stop.is_set():
+                began = time.monotonic()
+                connection.execute("UPDATE customer SET name = name WHERE id = %s", [number + 1])
+                taken.append(time.monotonic() - began)
+                stop.wait(0.005)  # ten clients that think, not a benchmark
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    try:
+        yield taken
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One flight
+
+
+async def test_everything_under_the_lock_happens_in_one_round_trip(shop: Shard, servers: list[Server]) -> None:
+    database = psycopg.conninfo.conninfo_to_dict(shop.url.get_secret_value())["dbname"]
+    with FaultProxy(servers[0]) as proxy:
+        proxy.delay(0.02)
+        through = Shard.model_validate({"name": "eu1", "url": proxy.url(str(database))})
+        async with at(through, owner="shop_owner") as session:
+            before = proxy.round_trips
+            results = await under_lock(session, "customer", [Query("SELECT 1"), ADD, Query("SELECT $1::int", (2,))])
+
+            assert 1 == proxy.round_trips - before
+    assert [1, None, 2] == [result.value for result in results]
+
+
+async def test_a_lost_answer_is_in_doubt_and_not_repeated(shop: Shard, servers: list[Server]) -> None:
+    database = psycopg.conninfo.conninfo_to_dict(shop.url.get_secret_value())["dbname"]
+    with FaultProxy(servers[0]) as proxy:
+        async with at(Shard.model_validate({"name": "eu1", "url": proxy.url(str(database))})) as session:
+            proxy.cut_after("COMMIT$")
+            with pytest.raises(InDoubt):
+                await under_lock(session, "customer", [ADD])
+
+
+async def test_what_the_proof_refuses_is_rolled_back(shop: Shard) -> None:
+    async with at(shop) as session:
+        with pytest.raises(ProofFailed, match=r"column public\.customer\.name is gone"):
+            await under_lock(session, "customer", [ADD, Query("ALTER TABLE customer DROP COLUMN name")])
+
+        assert ["id", "name"] == await columns(session)
+
+
+async def test_a_failing_statement_is_not_tried_again(shop: Shard) -> None:
+    async with at(shop) as session:
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            await under_lock(session, "customer", [Query("ALTER TABLE custommer ADD COLUMN x int")])
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            await under_lock(session, "custommer", [Query("ALTER TABLE custommer ADD COLUMN x int")])
+
+        assert ["id", "name"] == await columns(session)
+
+
+@pytest.mark.parametrize("name", ['"Odd.Name"', "Odd", "other.plain"])
+async def test_names_are_found_as_plans_write_them(shop: Shard, connect: Connect, name: str) -> None:
+    quoted = {"Odd": '"Odd"'}.get(name, name)
+    admin = connect(shop)
+    admin.execute("CREATE SCHEMA other")
+    admin.execute(f"CREATE TABLE {quoted} (id int)".encode())
+    async with at(shop, lock_wait_s=0.3) as session:
+        reader = await psycopg.AsyncConnection.connect(shop.url.get_secret_value())
+        await reader.execute(f"SELECT FROM {quoted}".encode())
+        assert [reader.info.backend_pid] == [holder.pid for holder in await holders(session, name)]
+        await reader.close()
+        await under_lock(session, name, [Query(f"ALTER TABLE {quoted} ADD COLUMN added int")])
+
+        assert ["id", "added"] == await columns(session, quoted)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Busy tables
+
+
+async def test_writers_do_not_wait_while_a_reader_keeps_the_table(shop: Shard) -> None:
+    """The reader would stop them for as long as it runs, if anybody queued for ACCESS EXCLUSIVE behind it."""
+    said: list[Waiting] = []
+    async with at(shop) as session, await psycopg.AsyncConnection.connect(shop.url.get_secret_value()) as reader:
+        pid = reader.info.backend_pid
+        with writers(shop) as taken:
+            await reader.execute("SELECT count(*) FROM customer")
+            await asyncio.sleep(0.25)  # now it is an old transaction
+            del taken[:]
+            applying = asyncio.create_task(under_lock(session, "customer", [ADD], on_wait=said.append))
+            await asyncio.sleep(1.2)
+            assert not applying.done()
+            worst_while_waiting = max(taken)
+            await reader.rollback()
+            left = time.monotonic()
+            await applying
+            landed = time.monotonic() - left
+
+    assert 0.15 > worst_while_waiting  # two busy cores; queueing would make it 1.2
+    assert 1.0 > landed
+    assert [pid] == [blocker.pid for blocker in said[0].blockers]
+    assert 0.2 <= (said[0].blockers[0].age_s or 0)
+    assert 3 >= len(said)
+
+
+async def test_nobody_queues_behind_an_old_transaction(shop: Shard, connect: Connect) -> None:
+    watch = connect(shop)
+    async with at(shop, lock_wait_s=0.7) as session, reading(shop) as reader:
+        pid = reader.info.backend_pid
+        applying = asyncio.create_task(under_lock(session, "customer", [ADD]))
+        queued = 0
+        while not applying.done():
+            row = watch.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+            assert row is not None
+            queued += row[0]
+            await asyncio.sleep(0.002)
+        with pytest.raises(LockNotObtained) as caught:
+            await applying
+
+    assert 0 == queued
+    assert f"held by pid {pid}, role postgres, open for " in str(caught.value)
+    assert "query: SELECT count(*) FROM customer; nothing was changed" in str(caught.value)
+
+
+async def test_steady_short_traffic_does_not_starve_it(shop: Shard) -> None:
+    async with at(shop) as session:
+        with writers(shop, 20):
+            await asyncio.wait_for(under_lock(session, "customer", [ADD]), 10)
+
+        assert ["id", "name", "first_name"] == await columns(session)
+
+
+async def test_a_foreign_key_does_not_wait_for_readers(shop: Shard) -> None:
+    sql = "CREATE TABLE address (id int REFERENCES customer ON DELETE CASCADE)"
+    async with at(shop, lock_wait_s=1) as session, reading(shop) as reader:
+        await under_lock(session, "customer", [Query(sql)], mode=mode_of(sql))
+        await reader.execute("UPDATE customer SET name = 'y' WHERE id = 1")
+        with pytest.raises(LockNotObtained):
+            await under_lock(session, "customer", [Query(sql.replace("address", "again"))], mode=mode_of(sql))
+
+
+async def test_a_transaction_on_a_child_counts_too(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("CREATE TABLE vip () INHERITS (customer)")
+    async with at(shop, lock_wait_s=0.5) as session, reading(shop, "vip"):
+        with pytest.raises(LockNotObtained, match=r"\(0 tries\)"):
+            await under_lock(session, "customer", [ADD])
+
+
+async def test_a_prepared_transaction_is_named_by_its_identifier(connect: Connect) -> None:
+    with local.Server.start(settings={"max_prepared_transactions": 2}) as server:
+        other = connect(server)
+        other.execute("CREATE TABLE customer (id int)")
+        other.execute("BEGIN")
+        other.execute("INSERT INTO customer VALUES (1)")
+        other.execute("PREPARE TRANSACTION 'left over'")
+        async with at(Shard.model_validate({"name": "eu1", "url": server.url()}), lock_wait_s=0.4) as session:
+            with pytest.raises(LockNotObtained, match="PREPARE TRANSACTION 'left over'"):
+                await under_lock(session, "customer", [ADD])
+
+
+async def test_ages_that_the_role_may_not_see_are_counted_from_the_first_look(shop: Shard) -> None:
+    """Without pg_read_all_stats: some short tries at first, then no more queueing."""
+    said: list[Waiting] = []
+    async with at(shop, user="shop_migrator", owner="shop_owner", lock_wait_s=1.5) as session:
+        assert not session.sees_others
+        async with reading(shop) as reader:
+            pid = reader.info.backend_pid
+            with pytest.raises(LockNotObtained, match=r"\([1-4] tries\)"):
+                await under_lock(session, "customer", [ADD], on_wait=said.append)
+
+    assert [pid] == [blocker.pid for blocker in said[0].blockers]
+
+
+async def test_a_member_of_read_all_stats_sees_ages_though_the_owner_does_not(shop: Shard, connect: Connect) -> None:
+    admin = connect(shop)
+    admin.execute("GRANT pg_read_all_stats TO shop_migrator")
+    try:
+        async with at(shop, user="shop_migrator", owner="shop_owner", lock_wait_s=0.4) as session:
+            async with reading(shop):
+                with pytest.raises(LockNotObtained, match=r"\(0 tries\)"):
+                    await under_lock(session, "customer", [ADD])
+            await under_lock(session, "customer", [ADD])
+
+            owner = await session.execute("SELECT current_user::text")
+            assert "shop_owner" == owner.value
+    finally:
+        admin.execute("REVOKE pg_read_all_stats FROM shop_migrator")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Autovacuum
+
+
+@pytest.fixture(scope="module")
+def vacuuming() -> Iterator[Server]:
+    """Run a server whose autovacuum looks every second, and takes its time over one table."""
+    settings = {
+        "autovacuum": "on",
+        "autovacuum_naptime": "1s",
+        "autovacuum_max_workers": 1,
+        "track_counts": "on",
+        "max_worker_processes": 4,
+    }
+    with local.Server.start(settings=settings) as server:
+        yield server
+
+
+async def vacuumed(admin: psycopg.Connection[Any], owner: str = "postgres") -> int:
+    """Make autovacuum work on `customer` and return its process once it is there."""
+    eagerly = "autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0"
+    slowly = "autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_cost_delay = 100"
+    admin.execute("DROP TABLE IF EXISTS customer")
+    admin.execute(f"CREATE TABLE customer (id int, name text) WITH ({eagerly}, {slowly})".encode())
+    admin.execute(f"ALTER TABLE customer OWNER TO {owner}".encode())
+    admin.execute("INSERT INTO customer SELECT n, repeat('x', 500) FROM generate_series(1, 5000) AS n")
+    admin.execute("UPDATE customer SET name = name")
+    for _ in range(600):
+        row = admin.execute(
+            "SELECT l.pid FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) "
+            "WHERE l.relation = 'customer'::regclass AND a.backend_type = 'autovacuum worker' "
+            "AND now() - a.xact_start > '300 ms'"
+        ).fetchone()
+        if row is not None:
+            return int(row[0])
+        await asyncio.sleep(0.05)
+    raise AssertionError("autovacuum did not come")
+
+
+async def test_an_autovacuum_yields_at_once_to_a_role_that_may_hurry_it(vacuuming: Server, connect: Connect) -> None:
+    worker = await vacuumed(connect(vacuuming))
+    said: list[Waiting] = []
+    async with at(Shard.model_validate({"name": "eu1", "url": vacuuming.url()})) as session:
+        began = time.monotonic()
+        await under_lock(session, "customer", [ADD], on_wait=said.append)
+        took = time.monotonic() - began
+
+    assert 0.8 > took  # deadlock_timeout is 1 s
+    assert [(worker, "autovacuum")] == [(blocker.pid, blocker.what) for blocker in said[0].blockers]
+
+
+async def test_an_autovacuum_gets_one_announced_long_try_otherwise(vacuuming: Server, connect: Connect) -> None:
+    admin = connect(vacuuming)
+    admin.execute("DROP ROLE IF EXISTS plain")
+    admin.execute("CREATE ROLE plain LOGIN IN ROLE pg_read_all_stats")
+    await vacuumed(admin, owner="plain")
+    said: list[Waiting] = []
+    async with at(Shard.model_validate({"name": "eu1", "url": vacuuming.url()}), user="plain") as session:
+        await under_lock(session, "customer", [ADD], on_wait=said.append)
+
+        assert "first_name" in await columns(session)
+    assert "GRANT SET ON PARAMETER deadlock_timeout" in said[0].reason
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The ladder decides
+
+
+def held(transaction: str = "3/7", *, age_s: float | None = 0.0, what: str = "client", **more: Any) -> Held:
+    fields = {"pid": 7, "role": None, "application": None, "query": None, "wraparound": False, "may_hurry": False}
+    return Held(transaction=transaction, age_s=age_s, what=what, **{**fields, **more})
+
+
+def ladder() -> Ladder:
+    return Ladder(SessionSettings(), deadlock_timeout_ms=1000)
+
+
+ages = st.one_of(st.none(), st.floats(0, 10))
+anybody = st.builds(
+    held,
+    st.sampled_from(["1/1", "1/2", "1/3"]),
+    age_s=ages,
+    what=st.sampled_from(["client", "autovacuum", "prepared"]),
+    wraparound=st.booleans(),
+    may_hurry=st.booleans(),
+)
+
+
+@given(st.lists(anybody, max_size=4), st.integers(0, 9))
+def test_it_never_queues_behind_an_old_client_and_never_for_long(found: list[Held], tries: int) -> None:
+    one = ladder()
+    one.tries = tries
+    decision = one.decide(found, now_s=5.0)
+    old = [h for h in found if (h.age_s or 0) >= 0.2]
+    yielding = [h for h in old if h.what == "autovacuum" and not h.wraparound]
+
+    match decision:
+        case Wait():
+            assert len(old) > len(yielding)
+        case Try(past_autovacuum=True):
+            assert old == yielding != []
+            assert 1200 >= decision.lock_timeout_ms
+        case Try():
+            assert [] == old
+            assert 120 >= decision.lock_timeout_ms
+
+
+def test_rungs_grow_with_each_real_try_and_the_last_one_repeats() -> None:
+    one = ladder()
+    rungs = []
+    for one.tries in range(9):
+        decision = one.decide([], 0.0)
+        assert isinstance(decision, Try)
+        rungs.append(decision.lock_timeout_ms)
+
+    for expected, actual in zip((10, 10, 20, 20, 50, 50, 100, 100, 100), rungs, strict=True):
+        assert 0.8 * expected <= actual <= 1.2 * expected
+
+
+def test_an_unknown_age_counts_from_the_first_sight() -> None:
+    one = ladder()
+
+    assert isinstance(one.decide([held(age_s=None)], 10.0), Try)
+    assert isinstance(one.decide([held(age_s=None)], 10.15), Try)
+    assert isinstance(one.decide([held(age_s=None)], 10.25), Wait)
+    assert isinstance(one.decide([held("4/1", age_s=None)], 10.3), Try)
+
+
+def test_the_long_try_past_an_autovacuum_comes_once_a_worker() -> None:
+    one = ladder()
+    first, second = (one.decide([held(age_s=1.0, what="autovacuum")], float(n)) for n in (1, 2))
+    other = one.decide([held(age_s=1.0, what="autovacuum", pid=8)], 3.0)
+
+    assert [1200, 1200] == [t.lock_timeout_ms for t in (first, other) if isinstance(t, Try)]
+    assert isinstance(second, Try)
+    assert 15 > second.lock_timeout_ms
+
+
+@pytest.mark.parametrize(
+    ("sql", "mode"),
+    [
+        ("ALTER TABLE a ADD COLUMN b int", "ACCESS EXCLUSIVE"),
+        ("  create table a (b int references c)", "SHARE ROW EXCLUSIVE"),
+        ("COMMENT ON TABLE a IS 'x'", "SHARE UPDATE EXCLUSIVE"),
+        ("/* odd */ CREATE TABLE a ()", "ACCESS EXCLUSIVE"),
+    ],
+)
+def test_a_statement_says_which_lock_it_takes(sql: str, mode: str) -> None:
+    assert mode == mode_of(sql)
