@@ -319,10 +319,10 @@ class Server:
         """Stop the server and remove its data; a second call changes nothing."""
         if self._alone:
             self._home.close()
-            return
-        with self._lock:
-            self.stop("immediate")
-            self._home.forget(self)
+        elif self._home.den.mine:
+            with self._lock:
+                self.stop("immediate")
+                self._home.forget(self)
 
 
 @contextmanager
@@ -429,6 +429,8 @@ class _Home:
         options = ["-U", "postgres", "-E", "UTF8", "--no-locale", "-N", "--wal-segsize=1", f"--pwfile={password}"]
         if self.binaries.major >= 18:  # noqa: PLR2004 - initdb: checksums are the default since 18
             options.append("--no-data-checksums")
+        if self.binaries.major >= 16:  # noqa: PLR2004 - initdb: -c is new in 16; as in _SETTINGS, for initdb itself
+            options += ["-c", "dynamic_shared_memory_type=mmap"]
         # The socket's directory admits nobody else; a TCP port admits every user of the machine.
         self.den.run(self.program("initdb"), "-D", data, *options, "--auth-local=trust", "--auth-host=scram-sha-256")
         password.unlink()

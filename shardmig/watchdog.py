@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Den"]
 
 # Deaf to Ctrl-C and to a service manager's SIGTERM for all: it ends when its work is done. It sends SIGQUIT, which
-# PostgreSQL takes as "immediate shutdown" and which leaves no shared memory behind, and SIGKILL to what is deaf.
+# PostgreSQL takes as "immediate shutdown" and which leaves no shared memory behind, and SIGKILL to what is deaf. Each
+# program leads a process group, in which initdb has its children.
 _WATCHDOG = """
 trap '' HUP INT QUIT TERM
 umask 077
@@ -48,7 +49,7 @@ while read -r verb pid; do
         gone) running="${running%% "$pid" *} ${running#* "$pid" }" ;;
     esac
 done
-for pid in $running; do kill -QUIT "$pid"; done
+for pid in $running; do kill -s QUIT -- "-$pid"; done
 looks=0
 for pid in $running; do
     until ended "$pid" || [ $looks -eq 500 ]; do sleep 0.02; looks=$((looks + 1)); done
@@ -94,6 +95,11 @@ class Den:
             raise LocalServerError("no directory for throw-away servers could be made; set TMPDIR to one with room")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         self._environment = {**kept, "HOME": str(self.path), "LC_ALL": "C"}
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process is the maker, not a fork of it: a fork's end must not take its parent's servers away."""
+        return os.getpid() == self._maker
 
     def spawn(self, *command: str | Path, output: int | IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a program in the directory, as the account; the watchdog knows of it before it runs."""
@@ -143,7 +149,7 @@ class Den:
     def close(self) -> None:
         """Let the watchdog stop what still runs and remove the directory; a second call changes nothing."""
         leash = _piped(self._watchdog.stdin)
-        if os.getpid() != self._maker or leash.closed:  # a fork's exit must not take its parent's servers away
+        if not self.mine or leash.closed:
             return
         leash.close()
         self._watchdog.wait()

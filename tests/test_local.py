@@ -105,10 +105,12 @@ def test_a_signal_to_the_maker_leaves_no_process_and_no_directory(number: signal
     assert den.is_dir()
     assert all(alive(pid) for pid in pids)
 
-    maker.send_signal(number)
-    finish(maker)
+    with (den / "shard1.log").open() as log:
+        maker.send_signal(number)
+        finish(maker)
 
-    await_gone(*pids, den=den)
+        await_gone(*pids, den=den)
+        assert "received immediate shutdown request" in log.read(), "the watchdog told it, or it fell over later"
 
 
 def test_ctrl_c_to_the_whole_process_group_leaves_nothing() -> None:
@@ -178,16 +180,18 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing(base: Path) -> N
     assert [] == list(base.iterdir())
 
 
-def test_a_fork_that_ends_takes_no_server_of_its_parent_with_it(server: local.Server) -> None:
+def test_a_fork_that_ends_takes_no_server_of_its_parent_with_it() -> None:
     script = """
 import os, sys
 from shardmig import local
-with local.Server.start() as server:
+with local.cluster(1) as servers:
     child = os.fork()
     if child == 0:
-        sys.exit()   # runs atexit
+        servers[0].close()
+        sys.exit()   # leaves the block and runs atexit
     os.waitpid(child, 0)
-    print(server.running)
+    servers[0].restart()
+    print(servers[0].running)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
