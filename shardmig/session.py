@@ -53,6 +53,7 @@ A drain tells by it who is one of us: locktype 'advisory', classid LOCK_CLASS, o
 runner's own, exclusive lock on the hash of the shard's name.
 """
 
+_DYING_MS = 500  # the server takes a moment to notice that a runner was killed
 _TAKE_OVER_WAIT_MS = 5_000  # for a terminated backend to let go of its locks
 
 
@@ -329,8 +330,10 @@ class Session:
             await self._meet_holder(take_over=take_over)
 
     async def _meet_holder(self, *, take_over: bool) -> None:
-        """Say who holds the runner lock or, on request, end that backend and take its place."""
+        """Wait a moment for the runner lock; then say who holds it or, on request, end that backend."""
         name = self.shard.name
+        if not take_over and await self._lock_within(_DYING_MS):
+            return
         holders = await self.observe(Holder, _HOLDER, (name,))
         who = str(holders[0]) if holders else "a runner that has just ended"
         if not take_over:
@@ -340,13 +343,19 @@ class Session:
             )
         try:
             await self._as_login(Query(_END_HOLDER, (name,)))
-            wait = {"lock_timeout": f"{_TAKE_OVER_WAIT_MS}ms"}
-            await self.transact([Query(_WAIT_FOR_LOCK, (name,))], local=wait)
         except psycopg.errors.InsufficientPrivilege as error:
             raise ShardBusy(f"may not end {who}; GRANT pg_signal_backend TO {self.login}", shard=name) from error
-        except psycopg.errors.LockNotAvailable as error:
-            raise ShardBusy(f"did not end in time: {who}; end that server process", shard=name) from error
+        if not await self._lock_within(_TAKE_OVER_WAIT_MS):
+            raise ShardBusy(f"did not end in time: {who}; end that server process", shard=name)
         self.took_over = holders[0] if holders else None
+
+    async def _lock_within(self, limit_ms: int) -> bool:
+        """Wait for the runner lock; False when somebody still holds it afterwards."""
+        try:
+            await self.transact([Query(_WAIT_FOR_LOCK, (self.shard.name,))], local={"lock_timeout": f"{limit_ms}ms"})
+        except psycopg.errors.LockNotAvailable:
+            return False
+        return True
 
     async def _as_login(self, query: Query) -> Result:
         return (await self.transact([query], local={"role": "none"}))[0]

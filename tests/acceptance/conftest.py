@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +94,10 @@ class Project:
         with psycopg.connect(self.shards[shard].url.get_secret_value(), autocommit=True) as connection:
             cursor = connection.execute(sql, params or None)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
+
+    def database(self, shard: str) -> str:
+        """Name of the shard's database on its server."""
+        return str(conninfo_to_dict(self.shards[shard].url.get_secret_value())["dbname"])
 
     def flags(self, shard: str) -> dict[str, int]:
         return dict(self.query(shard, "SELECT flag, state FROM shardmig.flag"))

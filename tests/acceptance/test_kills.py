@@ -53,13 +53,12 @@ def seeded(project: Project, servers: list[local.Server]) -> Iterator[Callable[[
     """Return a function that makes every shard a fresh copy of the seeded shop."""
     project.seed()
     made: list[tuple[local.Server, str]] = []
-    templates = {name: shard.url.get_secret_value() for name, shard in project.shards.items()}
+    templates = {name: project.database(name) for name in project.shards}
 
     def again() -> Project:
         for server in servers:
-            source = templates[server.name].rsplit("/", 1)[1].partition("?")[0]
             name = f"killed_{len(made)}"
-            url = server.create_database(name, template=source)
+            url = server.create_database(name, template=templates[server.name])
             made.append((server, name))
             project.shards[server.name] = Shard.model_validate({"name": server.name, "url": url})
         project.write_toml("[pace]\nbatch_rows = 50\nmax_rows_per_s = 6000\n")
