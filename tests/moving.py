@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,26 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    import psycopg
+
     from shardmig.checks import Direction
     from shardmig.events import Event
     from shardmig.ledger import FlagRow, StepRow, Turn
     from shardmig.session import Session
 
-__all__ = ["Moving", "customers", "moving", "notes", "same_table", "second_table"]
+__all__ = [
+    "FLAG",
+    "REVISION",
+    "VERSIONS",
+    "Moving",
+    "blocked",
+    "customers",
+    "moving",
+    "notes",
+    "plan_of",
+    "same_table",
+    "second_table",
+]
 
 VERSIONS = (12, 19)
 REVISION = "0002_x"
@@ -138,6 +153,13 @@ async def moving(
         if dual:
             await here.to(State.DUAL)
         yield here
+
+
+async def blocked(look: psycopg.Connection[Any], pid: int) -> None:
+    """Wait until a server process waits for a lock."""
+    async with asyncio.timeout(10):
+        while not look.execute("SELECT FROM pg_locks WHERE pid = %s AND NOT granted", [pid]).fetchall():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 def customers(rows: int) -> str:
