@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardmig.lint import datatypes, functions, tables
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["alter_table", "storage"]
 
 _CLOCK_WORDS = frozenset({"now", "today", "tomorrow", "yesterday"})
-_STRICT_OPERATORS = frozenset({"+", "-", "*", "/", "%", "^", "||"})
+_STRICT_OPERATORS = functions.COMPARISONS | {"+", "-", "*", "/", "%", "^", "||"}
 _TIMES = frozenset({"date", "time", "timetz", "timestamp", "timestamptz"})
 
 
@@ -161,7 +162,7 @@ class _Added:
                 case contype:
                     self._constraint(constraint, contype)
         if default is not None:
-            expression(judge, default, DEFAULT_OF_OLD)
+            self._default(default)
             self._clock_word(default, kind)
         if not_null is not None and not _surely_not_null(default):
             self._not_null(not_null, default)
@@ -200,6 +201,16 @@ class _Added:
         self.judge.refuse(
             rule, place, f"{harm}: add {self.name} as a plain column and fill it in move()", lock=self.lock, fix=fix
         )
+
+    def _default(self, default: Node) -> None:
+        """Judge the default; whoever rewrites the table is told which one, and what to paste."""
+        before = len(self.judge.found)
+        expression(self.judge, default, DEFAULT_OF_OLD)
+        fix = f'op.add_column("{self.table}", sa.Column("{self.name}", …))  # no default: fill it in move()'
+        self.judge.found[before:] = [
+            replace(found, lock=self.lock, fix=fix) if found.code == rules.RewritesTable.code else found
+            for found in self.judge.found[before:]
+        ]
 
     def _clock_word(self, default: Node, kind: str) -> None:
         value: object = default

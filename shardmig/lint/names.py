@@ -94,8 +94,8 @@ SQLALCHEMY = _names("""
 
     all_ and_ any_ asc between bindparam case cast collate column cte current_date current_timestamp delete desc
     distinct except_ exists extract false func insert intersect join lateral literal literal_column not_ now null
-    nulls_first nulls_last or_ outerjoin over quoted_name select table text true tuple_ type_coerce union union_all update values
-    within_group coalesce
+    nulls_first nulls_last or_ outerjoin over quoted_name select table text true tuple_ type_coerce union union_all
+    update values within_group coalesce
 
     dialects expression functions postgresql schema sql sqltypes types
 """)

@@ -19,7 +19,7 @@ from shardmig.lint.structure import structure
 from shardmig.plan import _SEAL, AcceptedPlan, Move, Plan, Statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from shardmig.lint.violation import Violation
 
@@ -82,11 +82,13 @@ class History:
         self.by_flag.setdefault(plan.flag, plan)
         self.revisions.add(plan.revision)
 
+    def findings(self, plan: Plan) -> tuple[Violation, ...]:
+        """Judge a plan against this history, whatever it allows."""
+        return (*self._identity(plan), *self._steps(plan)) if self._judged(plan) else ()
+
     def lint(self, plan: Plan) -> tuple[Violation, ...]:
-        """Judge a plan against this history, which stays as it is."""
-        if not self._judged(plan):
-            return ()
-        return tuple(_allowed(plan, [*self._identity(plan), *self._steps(plan)]))
+        """Judge a plan against this history, which stays as it is; what the plan allows is marked."""
+        return tuple(_allowed(plan, self.findings(plan))) if self._judged(plan) else ()
 
     def accept(self, plan: Plan) -> AcceptedPlan:
         """
@@ -188,6 +190,9 @@ class History:
                         f"INSERT of a very long {table}.{name} fails, for a B-tree page takes about 2.7 kB; "
                         f"use a hash index or md5({name})",
                         sql=sql,
+                        offset=max(sql.rfind(name), 0),
+                        fix=f'op.create_index("{statement.get("idxname", "ix")}", "{table}", [sa.text("md5({name})")], '
+                        f"postgresql_concurrently=True)",
                     )
 
     def _tables(self, so_far: Added) -> Iterator[tuple[str, dict[str, str]]]:
@@ -232,7 +237,7 @@ def _is_concurrent(sql: str) -> bool | None:
     return statements[0].kind == "IndexStmt" and bool(statements[0].get("concurrent"))
 
 
-def _allowed(plan: Plan, found: list[Violation]) -> Iterator[Violation]:
+def _allowed(plan: Plan, found: Iterable[Violation]) -> Iterator[Violation]:
     """Mark what the plan allows with a reason; what it allows in vain is a violation itself."""
     reasons: dict[str, str] = {}
     for entry in plan.allowed:

@@ -128,11 +128,19 @@ def _data(judge: Judge, statement: Node) -> None:
         )
         return
     verb = statement.kind.removesuffix("Stmt").upper()
+    relation: Node | None = statement.get("relation")
+    lock = fix = None
+    if relation is not None:
+        table = relation.get("relname")
+        lock = f"ROW EXCLUSIVE on {table}, and its rows"
+        columns = ", ".join(f'"{target.get("name")}": "…"' for target in statement.get("target_list", []))
+        fix = f'def move() -> None:\n    move_rows("{table}", forward={{{columns or "…"}}}, back={{…}})'
     judge.refuse(
         rules.DataInStructure,
         None,
         f"{verb} in upgrade() works on the whole table in one transaction; write it in move()",
-        lock="ROW EXCLUSIVE and row locks" if verb != "SELECT" else None,
+        lock=lock,
+        fix=fix,
     )
 
 

@@ -129,8 +129,18 @@ def _column(judge: Judge, node: Node, table: _Table) -> None:
             table.defaulted.add(name)
         else:
             type_of(judge, kind, datatypes.ANY)
-    for constraint in node.get("constraints", []):
+    constraints: list[Node] = node.get("constraints", [])
+    unenforced = any(constraint.get("contype") == "CONSTR_ATTR_NOT_ENFORCED" for constraint in constraints)
+    for constraint in constraints:
+        if unenforced and constraint.get("contype") == "CONSTR_FOREIGN":
+            _unenforced(judge, constraint)
         _constraint(judge, constraint, table, name)
+
+
+def _unenforced(judge: Judge, constraint: Node) -> None:
+    judge.refuse(
+        UnknownSyntax, constraint, "a foreign key that is not enforced locks its table and keeps nothing; leave it out"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +280,8 @@ def _foreign_key(judge: Judge, node: Node, names: list[str], table: _Table) -> N
     target = judge.relation(node.get("pktable"))
     if node.get("fk_with_period") or node.get("pk_with_period"):
         judge.since(18, node, "PERIOD")
+    if not node.get("is_enforced"):
+        _unenforced(judge, node)
     if "fk_del_set_cols" in node.fields:
         judge.since(15, node, "ON DELETE SET … (columns)")
     new = judge.scope.new

@@ -8,6 +8,7 @@ __all__ = [
     "AliasOfOp",
     "BatchAlter",
     "Branches",
+    "ColumnWords",
     "Connection",
     "Downgrade",
     "Dynamic",
@@ -16,6 +17,7 @@ __all__ = [
     "NotAdditive",
     "NotConstant",
     "NotPython",
+    "NotRendered",
     "RowsInUpgrade",
     "UnknownName",
     "UnusedAllow",
@@ -272,6 +274,18 @@ class ColumnWords(Rule):
         _upgrade('op.add_column("t", sa.Column("n", sa.Integer, unique=True))'),
         _upgrade('op.add_column("t", sa.Column("n", sa.Integer, nullable=False))'),
     )
+
+
+class NotRendered(Rule):
+    """
+    Refuses scripts that cannot be rendered to a plan.
+
+    Why: what cannot be rendered cannot be judged, and it cannot be applied either.
+    Example: `op.execute("SELECT :x")`, where nothing will ever give x a value.
+    Use instead: see the message; it names the line and the cure.
+    """
+
+    code, name, context = "SP015", "not-rendered", "script"
 
 
 class UnusedAllow(Rule):
