@@ -1,0 +1,276 @@
+"""A shard that is not ready says so at once, with every reason and its cure, and nothing is changed there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from shardmig import planfile
+from shardmig.config import SessionSettings, Shard
+from shardmig.errors import PreflightFailed
+from shardmig.lint import accept
+from shardmig.plan import AcceptedPlan, Move, Statement
+from shardmig.preflight import preflight
+from shardmig.session import open_session
+
+if TYPE_CHECKING:
+    from conftest import Connect
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+PLANS = [planfile.loads(path.read_text()) for path in sorted(MIGRATIONS.glob("*.sql"))]
+SHOP, SPLIT_NAME, ORDER_ADDRESS = (accept(plan, earlier=PLANS[:place]) for place, plan in enumerate(PLANS[:3]))
+
+
+async def ask(shard: Shard, *plans: AcceptedPlan, user: str = "shop_migrator", **settings: Any) -> list[str]:
+    url = make_conninfo(shard.url.get_secret_value(), user=user)
+    through = Shard.model_validate({"name": shard.name, "url": url})
+    how = SessionSettings(**{"owner": "shop_owner", **settings})
+    async with open_session(through, how, pg_versions=(12, 18)) as session:
+        return await preflight(session, *plans)
+
+
+async def reasons(shard: Shard, *plans: AcceptedPlan, **settings: Any) -> list[str]:
+    with pytest.raises(PreflightFailed) as caught:
+        await ask(shard, *plans, **settings)
+    message = str(caught.value)
+    assert message.startswith(f"{shard.name}: ")
+    return [line.removeprefix("  - ") for line in message.removeprefix(f"{shard.name}: ").splitlines()]
+
+
+@pytest.fixture
+def shop(shard: Shard, connect: Connect) -> Shard:
+    """Return a shard on which the first migration was applied by the owner."""
+    owner = connect(shard, user="shop_owner")
+    for step in SHOP.plan.steps:
+        if isinstance(step, Statement):
+            owner.execute(step.sql.encode())
+    return shard
+
+
+def move_of(**changes: Any) -> AcceptedPlan:
+    """Accept the plan `split_name` with its move changed."""
+    plan = SPLIT_NAME.plan
+    steps = [step.model_copy(update=changes) if isinstance(step, Move) else step for step in plan.steps]
+    return accept(plan.model_copy(update={"steps": tuple(steps)}), earlier=PLANS[:1])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ready
+
+
+async def test_a_new_shard_is_ready_for_a_whole_history(shard: Shard) -> None:
+    assert [] == await ask(shard, SHOP, SPLIT_NAME, ORDER_ADDRESS, grant={"shop_app": "SELECT, INSERT, UPDATE (id)"})
+
+
+async def test_a_shard_with_the_tables_is_ready_for_what_follows(shop: Shard) -> None:
+    assert [] == await ask(shop, SPLIT_NAME, ORDER_ADDRESS)
+
+
+async def test_asking_changes_nothing_and_is_one_round_trip(shop: Shard, connect: Connect) -> None:
+    admin = connect(shop)
+    before = admin.execute("SELECT count(*) FROM pg_class").fetchone()
+    await ask(shop, SPLIT_NAME)
+
+    assert before == admin.execute("SELECT count(*) FROM pg_class").fetchone()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Not ready
+
+
+async def test_a_table_that_is_not_there_is_named(shard: Shard) -> None:
+    assert [
+        "the shard is not ready:",
+        "table customer does not exist here; apply the migration that creates it first",
+        "table customer of a move does not exist here; apply the migration that creates it first",
+    ] == await reasons(shard, SPLIT_NAME)
+
+
+async def test_only_the_owner_of_a_table_may_change_it(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("ALTER TABLE customer OWNER TO postgres")
+
+    found = await reasons(shop, SPLIT_NAME)
+
+    assert (
+        "table customer belongs to postgres, and only its owner may change it; set session.owner to postgres"
+        in found[1]
+    )
+    assert "rows are moved as its owner" in found[2]
+
+
+async def test_the_owner_must_be_able_to_create(shard: Shard) -> None:
+    found = await reasons(shard, SHOP, user="shop_app", owner=None)
+
+    assert ["the owner may not create in the shard's schema; GRANT CREATE ON SCHEMA to it"] == found
+
+
+async def test_row_level_security_on_a_moved_table_is_refused(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("ALTER TABLE customer ENABLE ROW LEVEL SECURITY")
+
+    [found] = await reasons(shop, SPLIT_NAME)
+    assert "customer has row level security: policies could hide rows" in found
+    assert [found] == await reasons(shop, SPLIT_NAME, user="postgres", owner=None)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "refused"),
+    [
+        ("BEFORE UPDATE ON customer FOR EACH ROW", True),
+        ("AFTER UPDATE OF first_name ON customer", True),
+        ("AFTER UPDATE OF full_name ON customer", True),  # moving back writes it
+        ("AFTER UPDATE OF email ON customer", False),
+    ],
+)
+async def test_a_user_trigger_on_a_moved_table_is_refused(
+    shop: Shard, connect: Connect, trigger: str, *, refused: bool
+) -> None:
+    owner = connect(shop, user="shop_owner")
+    if "first_name" in trigger:
+        owner.execute("ALTER TABLE customer ADD COLUMN first_name text")
+    owner.execute("CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    owner.execute(f"CREATE TRIGGER audit {trigger} EXECUTE FUNCTION watch()".encode())
+
+    if refused:
+        [found] = await reasons(shop, SPLIT_NAME)
+        assert found.startswith("trigger audit of customer would fire for every moved row")
+    assert [] == await ask(shop, move_of(triggers="fire"))
+    owner.execute("ALTER TABLE customer DISABLE TRIGGER audit")
+    assert [] == await ask(shop, SPLIT_NAME)
+
+
+async def test_a_trigger_on_the_target_of_a_move_is_refused(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("CREATE TABLE order_address (order_id bigint PRIMARY KEY, street text, zip text, city text)")
+    owner.execute("CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    owner.execute("CREATE TRIGGER audit BEFORE INSERT ON order_address FOR EACH ROW EXECUTE FUNCTION watch()")
+
+    [found] = await reasons(shop, ORDER_ADDRESS)
+    assert found.startswith("trigger audit of order_address would fire")
+
+
+async def test_a_rule_counts_as_a_trigger(shop: Shard, connect: Connect) -> None:
+    connect(shop, user="shop_owner").execute("CREATE RULE quiet AS ON UPDATE TO customer DO INSTEAD NOTHING")
+
+    [found] = await reasons(shop, SPLIT_NAME)
+    assert found.startswith("trigger quiet (a rule) of customer")
+
+
+async def test_foreign_keys_that_write_old_columns_are_refused(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("CREATE TABLE person (name text PRIMARY KEY)")
+    owner.execute(
+        "ALTER TABLE customer ADD CONSTRAINT known FOREIGN KEY (full_name) REFERENCES person ON UPDATE CASCADE"
+    )
+
+    [found] = await reasons(shop, SPLIT_NAME)
+    assert found.startswith("foreign key known of customer writes (full_name) by itself, CASCADE, past the dual writes")
+    assert [] == await ask(shop, move_of(triggers="fire"))
+
+
+async def test_a_cascade_that_would_leave_rows_in_the_new_table_is_refused(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("ALTER TABLE orders DROP CONSTRAINT orders_customer_id_fkey")
+    owner.execute("ALTER TABLE orders ADD FOREIGN KEY (customer_id) REFERENCES customer ON DELETE CASCADE")
+
+    [found] = await reasons(shop, ORDER_ADDRESS)
+    assert "let order_address reference orders ON DELETE CASCADE" in found
+
+    owner.execute(
+        "CREATE TABLE order_address (order_id bigint PRIMARY KEY REFERENCES orders ON DELETE CASCADE, "
+        "street text, zip text, city text)"
+    )
+    assert [] == await ask(shop, ORDER_ADDRESS)
+
+
+async def test_moving_back_must_not_cascade_into_other_tables(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("ALTER TABLE customer ADD UNIQUE (full_name)")
+    owner.execute("CREATE TABLE badge (name text REFERENCES customer (full_name) ON UPDATE CASCADE)")
+
+    [found] = await reasons(shop, SPLIT_NAME)
+    assert "moving back writes customer, and foreign key badge_name_fkey would write badge too (CASCADE)" in found
+
+
+@pytest.mark.parametrize(
+    ("change", "cure"),
+    [
+        ("ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE", "(id) is not unique in customer"),
+        (
+            """
+            ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE, ALTER COLUMN id DROP IDENTITY,
+                ALTER COLUMN id DROP NOT NULL, ADD UNIQUE (id)
+            """,
+            "key id of customer may be NULL",
+        ),
+        (
+            "ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE, ADD PRIMARY KEY (id) DEFERRABLE",
+            "(id) is not unique in customer",
+        ),
+        ("ALTER TABLE customer RENAME COLUMN full_name TO label", "table customer has no column full_name here"),
+    ],
+)
+async def test_the_key_and_the_columns_of_a_move_must_be_real(
+    shop: Shard, connect: Connect, change: str, cure: str
+) -> None:
+    connect(shop, user="shop_owner").execute(change.encode())
+
+    [found] = await reasons(shop, SPLIT_NAME)
+    assert found.startswith(cure)
+
+
+async def test_a_view_in_place_of_a_table_is_named(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("ALTER TABLE customer RENAME TO customer_v1")
+    owner.execute("CREATE VIEW customer AS SELECT * FROM customer_v1")
+
+    found = await reasons(shop, SPLIT_NAME)
+    assert "customer is a view, not a table" in found
+
+
+async def test_roles_and_privileges_to_be_granted_must_exist(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+
+    found = await reasons(shop, SPLIT_NAME, grant={"nobody_here": "SELECT", "shop_app": "SELECT, DROP"})
+    assert [
+        "the shard is not ready:",
+        "session.grant gives shop_app DROP, which is no privilege on a table; correct it",
+        "role nobody_here of session.grant does not exist; create it or take it out",
+        "role shop_app may not use schema public; GRANT USAGE ON SCHEMA public TO shop_app",
+    ] == found
+
+
+async def test_every_reason_of_every_plan_is_listed_once(shop: Shard, connect: Connect) -> None:
+    admin = connect(shop)
+    admin.execute("ALTER TABLE customer OWNER TO postgres")
+    admin.execute("ALTER TABLE customer ENABLE ROW LEVEL SECURITY")
+    admin.execute("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
+
+    found = await reasons(shop, SPLIT_NAME, ORDER_ADDRESS, SPLIT_NAME)
+    assert 5 == len(found) == len(set(found))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Worth knowing
+
+
+async def test_publications_are_warned_of(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("CREATE PUBLICATION everything FOR ALL TABLES")
+
+    warnings = await ask(shop, SPLIT_NAME, ORDER_ADDRESS)
+    columns, table = warnings
+    assert columns.startswith("table customer is published by everything: add its new columns on the subscribers first")
+    assert table.startswith("publication everything is FOR ALL TABLES: subscribers need order_address before rows")
+
+
+async def test_a_key_without_an_index_in_its_order_is_warned_of(shop: Shard, connect: Connect) -> None:
+    connect(shop, user="shop_owner").execute("ALTER TABLE customer ADD COLUMN region int NOT NULL DEFAULT 1")
+
+    [(_, split)] = SPLIT_NAME.plan.moves
+    checks = {
+        name: str(getattr(split, name)).replace("SELECT id", "SELECT region, id") for name in ("check", "back_check")
+    }
+    move = move_of(key=("region", "id"), **checks)
+    assert ["no btree index of customer begins with (region, id): each batch sorts the table"] == await ask(shop, move)
