@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
     from sqlalchemy.engine.interfaces import Dialect
-    from sqlalchemy.sql.elements import BindParameter
+    from sqlalchemy.sql.elements import BindParameter, TextClause
     from sqlalchemy.types import TypeEngine
 
 __all__ = ["Column", "Enum", "Recorded", "Recorder", "Table"]
 
 _ONE_AT_A_TIME = threading.Lock()  # Alembic's `op` is one module for the whole process
 _CONCURRENTLY = re.compile(r"\s*CREATE\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\b", re.IGNORECASE)
+_ESCAPED_COLON = re.compile(r"\\:\w*(?![:\w])")  # what SQLAlchemy's BIND_PARAMS_ESC takes for an escape
 _NO_DATABASE = (
     "a script cannot read a database: it is rendered once, without one, and runs the same on every shard. "
     "Write what it adds; let move_rows() read rows. A column of type sa.Enum creates its type by itself"
@@ -194,6 +195,12 @@ _rendering = threading.local()
 class _StrictCompiler(PGCompiler):
     """Writes values into SQL; refuses a bind that has none, which SQLAlchemy would write as NULL."""
 
+    def visit_textclause(self, textclause: TextClause, add_to_result_map: object = None, **options: object) -> str:
+        """Compile sa.text(), telling its parameters where they are."""
+        options["in_text"] = True
+        text = super().visit_textclause(textclause, add_to_result_map, **options)  # type: ignore[no-untyped-call]
+        return str(text)
+
     def render_literal_bindparam(
         self,
         bindparam: BindParameter[Any],
@@ -213,7 +220,8 @@ class _StrictCompiler(PGCompiler):
             bind_expression_template=bind_expression_template,
             **options,
         )
-        return str(text)
+        # sa.text() reads `\:` as a colon, also in the values it has just written.
+        return _ESCAPED_COLON.sub(r"\\\g<0>", str(text)) if options.get("in_text") else str(text)
 
     def render_literal_value(self, value: object, type_: TypeEngine[Any]) -> str:
         """Write bytes as PostgreSQL reads them, everything else as SQLAlchemy does."""

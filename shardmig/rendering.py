@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from traceback import walk_tb
 from types import FunctionType
 from typing import TYPE_CHECKING
 
@@ -382,20 +383,28 @@ def _telling_where(script: Script) -> Iterator[None]:
 
 def _line(error: BaseException, script: Script) -> int | None:
     """Return the script's innermost line in a traceback."""
-    line, traceback = None, error.__traceback__
-    while traceback:
-        if traceback.tb_frame.f_code.co_filename == str(script.path):
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return line
+    lines = [line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == str(script.path)]
+    return lines[-1] if lines else None
 
 
 def _explained(error: BaseException) -> str:
-    if isinstance(error, NameError) and "EnvironmentContext" in str(error):
-        return (
-            "alembic.context is not there: a script is rendered once, without a database or an environment, and runs "
-            "the same on every shard; write what it adds, without branches on where it runs"
-        )
+    match _absent_proxy(error):
+        case "alembic.context":
+            return (
+                "alembic.context is not there: a script is rendered once, without a database or an environment, and "
+                "runs the same on every shard; write what it adds, without branches on where it runs"
+            )
+        case "alembic.op":
+            return "alembic.op is not there while the module is read; call it in upgrade()"
+        case _:
+            return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _absent_proxy(error: BaseException) -> str | None:
+    """Name the module of Alembic whose proxy function found nothing behind it; None for any other error."""
+    if not isinstance(error, (NameError, AttributeError)):
+        return None
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     if isinstance(error, NameError) and "proxy object" in str(error):
-        return "alembic.op is not there while the module is read; call it in upgrade()"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        frames.pop()  # before it was ever installed, a helper of the proxy function raises
+    return frames[-1].f_globals.get("__name__") if frames else None
