@@ -370,7 +370,7 @@ def _next_number(scripts: tuple[Script, ...]) -> int:
 
 def _slug(message: str) -> str:
     """Turn a message into the readable half of an id: at most 40 characters, whole words."""
-    plain = unicodedata.normalize("NFKD", message).encode("ascii", "ignore").decode().lower()
+    plain = unicodedata.normalize("NFKD", message.casefold()).encode("ascii", "ignore").decode()
     words = re.findall(r"[a-z0-9]+", plain.replace("'s ", " "))
     slug = ""
     for word in words:

@@ -207,8 +207,10 @@ def test_adjacent_columns_of_one_existing_table_are_one_statement(script: Callab
     assert sql(plan) == [
         "ALTER TABLE t\n    ADD COLUMN a TEXT,\n    ADD COLUMN b NUMERIC(10, 2) DEFAULT '0' NOT NULL",
         "COMMENT ON COLUMN t.a IS 'first'",
-        "ALTER TABLE s.\"T t\"\n    ADD COLUMN c TEXT,\n    ADD COLUMN d TEXT DEFAULT 'x' -- why"
-        "\n    , ADD COLUMN e TEXT",
+        """ALTER TABLE s."T t"
+    ADD COLUMN c TEXT,
+    ADD COLUMN d TEXT DEFAULT 'x' -- why
+    , ADD COLUMN e TEXT""",
         "SELECT 1",
         "ALTER TABLE t ADD COLUMN f TEXT",
     ]
