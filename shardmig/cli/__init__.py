@@ -13,6 +13,7 @@ import typer
 from shardmig.cli import (
     apply,
     check,
+    demo,
     gate,
     history,
     init,
@@ -60,7 +61,7 @@ def _root(
     """Change the schema of a sharded PostgreSQL application while it runs."""
 
 
-for verb in (init, revision, plan, check, apply, switch, maintenance, status, gate, history, show):
+for verb in (init, revision, plan, check, apply, switch, maintenance, status, gate, history, show, demo):
     verb.register(app)
 app.add_typer(local.app, name="local")
 
