@@ -31,9 +31,11 @@ __all__ = ["Den"]
 # PostgreSQL takes as "immediate shutdown" and which leaves no shared memory behind, and SIGKILL to what is deaf. Each
 # program leads a process group, in which initdb has its children.
 _WATCHDOG = """
-trap '' HUP INT QUIT TERM
+trap '' HUP INT PIPE QUIT TERM
 umask 077
-den=$(mktemp -d "$1/shardmig-XXXXXX") && chown "$2" "$den" && echo "$den" || exit 1
+den=$(mktemp -d "$1/shardmig-XXXXXX") || exit 1
+# From here on nothing may end this but the end of the work: the maker may be dead before it hears the name.
+chown "$2" "$den" && echo "$den"
 exec >&- 2>/dev/null
 cd /
 # A dead child of a killed maker is a zombie until the system's first process sees to it, which may be never.
@@ -53,9 +55,10 @@ for pid in $running; do kill -s QUIT -- "-$pid"; done
 looks=0
 for pid in $running; do
     until ended "$pid" || [ $looks -eq 500 ]; do sleep 0.02; looks=$((looks + 1)); done
-    kill -KILL "$pid"
+    kill -s KILL -- "-$pid"
 done
-rm -rf "$den" || { sleep 1; rm -rf "$den"; }
+looks=0
+until rm -rf "$den" || [ $looks -eq 100 ]; do sleep 0.1; looks=$((looks + 1)); done
 """
 # A child writes its own number before it becomes the program: there is no moment when nobody knows of it, and the pipe
 # does not end before the child has written.
