@@ -179,8 +179,7 @@ async def test_commit_and_rollback_end_the_view_of_an_async_connection(aengine: 
         await connection.begin()
         second = flags.of(connection)
         await connection.rollback()
-
-    assert (True, True) == (first.expired, second.expired)
+        assert (True, True) == (first.expired, second.expired)
 
 
 def test_savepoints_keep_the_view(engine: Engine, ledger: Ledger, flags: Flags) -> None:
