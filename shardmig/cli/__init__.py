@@ -17,10 +17,12 @@ from shardmig.cli import (
     gate,
     history,
     init,
+    lint,
     local,
     maintenance,
     plan,
     revision,
+    rule,
     show,
     status,
     switch,
@@ -61,7 +63,7 @@ def _root(
     """Change the schema of a sharded PostgreSQL application while it runs."""
 
 
-for verb in (init, revision, plan, check, apply, switch, maintenance, status, gate, history, show, demo):
+for verb in (init, revision, plan, lint, check, apply, switch, maintenance, status, gate, history, show, demo):
     verb.register(app)
 app.add_typer(local.app, name="local")
 

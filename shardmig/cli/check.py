@@ -37,7 +37,7 @@ def check(config: options.Config_ = None) -> None:
 def _problems(here: Config) -> Iterator[str]:
     from shardmig.cli import console
     from shardmig.errors import LintFailed, PlanError, ScriptError
-    from shardmig.lint import History, lint_script
+    from shardmig.lint.project import lint_directory
     from shardmig.repository import loaded_plans
 
     try:
@@ -45,21 +45,12 @@ def _problems(here: Config) -> Iterator[str]:
     except (ScriptError, PlanError, LintFailed) as error:
         yield str(error)
         return
-    history = History(here.lint)
-    found = 0
     for one in loaded:
         if not one.from_file:
             yield f"{one.script.name} has no plan file; run `shardmig plan` and commit it"
-        violations = [
-            *lint_script(one.script.source, path=one.script.name, settings=here.lint),
-            *history.lint(one.plan),
-        ]
-        for violation in violations:
-            if violation.fails:
-                found += 1
-                yield f"{one.script.name}: {violation}"
-        history.add(one.plan)
-    if found:
-        yield f"{found} violations; `shardmig lint` shows each with its cure"
+    failures = lint_directory(here.migrations_dir, here.lint).failures
+    yield from map(str, failures)
+    if failures:
+        yield f"{len(failures)} violations; `shardmig lint` shows each with its cure"
     else:
-        console.tell(f"{len(loaded)} plans, head {loaded[-1].plan.revision if loaded else 'none'}: checked")
+        console.tell(f"{len(loaded)} plans, head {loaded[-1].plan.revision if loaded else 'none'}: additive")
