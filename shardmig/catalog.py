@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shardmig.plan import Move, Statement, bind_batch, quote
 from shardmig.session import Query
@@ -28,14 +28,18 @@ __all__ = [
     "NOT_ADDITIVE",
     "Catalog",
     "Difference",
+    "Mode",
     "StepProof",
     "drift",
     "fingerprint",
+    "mode_of",
     "proof_in_flight",
     "prove",
     "qualified",
     "snapshot",
 ]
+
+Mode = Literal["ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"]
 
 NOT_ADDITIVE = "SM004"  # SQLSTATE: the proof inside a transaction found a fact gone or changed
 
@@ -145,6 +149,18 @@ def qualified(relation: str) -> str:
     return relation if '"' in relation else ".".join(quote(part) for part in relation.split("."))
 
 
+def mode_of(sql: str) -> Mode:
+    """Return the lock that a statement of a plan takes on an existing relation (LINT: ALTER, foreign key, COMMENT)."""
+    verb = re.match(r"\s*(\w+)", sql)
+    match verb[1].upper() if verb else "":
+        case "CREATE":
+            return "SHARE ROW EXCLUSIVE"
+        case "COMMENT":
+            return "SHARE UPDATE EXCLUSIVE"
+        case _:
+            return "ACCESS EXCLUSIVE"
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # A plan on a scratch server
 
@@ -156,10 +172,10 @@ class StepProof:
 
     Attributes:
         number: of the step in its plan.
-        locks: (relation, mode) of relations that existed before, strongest mode each; empty for a statement that
+        locks: (relation, mode) of relations that existed before the plan, strongest mode each; empty for a statement that
             cannot run in a transaction, whose locks are gone when it returns.
         rewrites: relations that existed before and whose storage was replaced.
-        scans: tables that existed before and were read from end to end.
+        scans: tables that existed before the plan and were read from end to end.
         missing: facts that the step took away or changed.
     """
 
@@ -180,17 +196,18 @@ async def prove(session: Session, plan: Plan) -> list[StepProof]:
     Raises:
         psycopg.Error: a step does not run; `session.failed` holds its text.
     """
+    before = await snapshot(session, [session.shard.schema_name])
+    existing = [name for kind, name in before.facts if kind in {"table", "partitioned table", "materialized view"}]
     return [
-        await _prove_step(session, number, step)
+        await _prove_step(session, number, step, existing)
         for number, step in enumerate(plan.steps, 1)
         if isinstance(step, Statement | Move)
     ]
 
 
-async def _prove_step(session: Session, number: int, step: Statement | Move) -> StepProof:
+async def _prove_step(session: Session, number: int, step: Statement | Move, existing: list[str]) -> StepProof:
     schemas = [session.shard.schema_name]
     before = await snapshot(session, schemas)
-    existing = [name for kind, name in before.facts if kind in {"table", "partitioned table", "materialized view"}]
     footprint: list[tuple[str, str | None, int]] = []
     if isinstance(step, Statement) and not step.transactional:
         await session.execute_alone(step.sql)

@@ -63,7 +63,7 @@ def _root(
     """Change the schema of a sharded PostgreSQL application while it runs."""
 
 
-for verb in (init, revision, plan, lint, check, apply, switch, maintenance, status, gate, history, show, demo):
+for verb in (init, revision, plan, lint, check, apply, switch, maintenance, status, gate, history, show, demo, rule):
     verb.register(app)
 app.add_typer(local.app, name="local")
 

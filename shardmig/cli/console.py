@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -71,28 +71,22 @@ def tell(line: str) -> None:
     out.print(Text(line))
 
 
-def guarded(app: Callable[..., object]) -> NoReturn:
+def guarded(app: Callable[[], object]) -> NoReturn:
     """Run the command line and end the process; what a user did wrong is one line on stderr and exit code 2."""
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(_INTERRUPTED))  # verbs that can resume set their own
     try:
-        code = app(standalone_mode=False)
+        app()
     except LintFailed as error:
         _show_violations(error)
-        sys.exit(2)
     except ShardmigError as error:
         err.print(Text.assemble(("error: ", "bold red"), str(error)))
-        sys.exit(2)
-    except click.exceptions.Abort:
-        sys.exit(_INTERRUPTED)
-    except click.ClickException as error:
-        error.show(file=sys.stderr)
-        sys.exit(error.exit_code)
     except BrokenPipeError:  # `shardmig status | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        err.print("interrupted; what was committed is recorded, apply goes on from there")
+    except asyncio.CancelledError:
+        err.print("interrupted; what was committed is recorded, the same command goes on from there")
         sys.exit(_INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(2)
 
 
 def _show_violations(error: LintFailed) -> None:

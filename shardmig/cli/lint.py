@@ -34,7 +34,7 @@ def lint(
     ] = None,
     app: Annotated[
         list[Path] | None,
-        typer.Option("--app", metavar="PATH", help="Application code that would notice a new column."),
+        typer.Option("--app", metavar="PATH", help="Application code that a column would hurt."),
     ] = None,
     prove: Annotated[bool, typer.Option("--prove", help="Also run the plans on a scratch server and look.")] = False,
     output: Annotated[
@@ -121,7 +121,7 @@ async def _prove(here: Config) -> bool:
         ) as session:
             for accepted in accepted_plans(here):
                 for proof in await catalog.prove(session, accepted.plan):
-                    locks = ", ".join(f"{mode} on {relation}" for relation, mode in proof.locks)
+                    locks = "".join(f", {mode} on {relation}" for relation, mode in proof.locks)
                     harm = [*(f"rewrites {r}" for r in proof.rewrites), *(f"scans {s}" for s in proof.scans)]
                     harm += [str(difference) for difference in proof.missing]
                     sound = sound and not harm
