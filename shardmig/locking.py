@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import psycopg
 
-from shardmig.catalog import NOT_ADDITIVE, proof_in_flight, qualified
+from shardmig.catalog import NOT_ADDITIVE, Mode, mode_of, proof_in_flight, qualified
 from shardmig.errors import LockNotObtained, ProofFailed
 from shardmig.events import Blocker, Waiting
 from shardmig.session import Query, sqlstate
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from shardmig.session import Result, Session
 
 __all__ = ["Held", "Ladder", "Mode", "Try", "Wait", "holders", "mode_of", "under_lock"]
-
-Mode = Literal["ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"]
 
 _HELD_TOO_LONG = "SM003"  # SQLSTATE: the look inside the flight found an old transaction on the table
 _AGAIN = frozenset({"55P03", "40001", "40P01"})  # lock timeout, somebody changed the same catalog rows, deadlock
@@ -194,18 +191,6 @@ async def under_lock(
         if clock() > deadline_s:
             raise _not_obtained(session, relation, held, ladder)
         decision = ladder.decide(held, clock())
-
-
-def mode_of(sql: str) -> Mode:
-    """Return the lock that a statement of a plan takes on an existing relation (LINT: ALTER, foreign key, COMMENT)."""
-    verb = re.match(r"\s*(\w+)", sql)
-    match verb[1].upper() if verb else "":
-        case "CREATE":
-            return "SHARE ROW EXCLUSIVE"
-        case "COMMENT":
-            return "SHARE UPDATE EXCLUSIVE"
-        case _:
-            return "ACCESS EXCLUSIVE"
 
 
 async def holders(session: Session, relation: str, *, mode: Mode = "ACCESS EXCLUSIVE") -> list[Held]:

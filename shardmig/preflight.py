@@ -12,9 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardmig.catalog import qualified
+from shardmig.catalog import mode_of, qualified
 from shardmig.errors import PreflightFailed
-from shardmig.locking import mode_of
 from shardmig.plan import Move, Statement
 from shardmig.session import Query
 

@@ -273,7 +273,7 @@ async def test_a_member_of_read_all_stats_sees_ages_though_the_owner_does_not(sh
 @pytest.fixture(scope="module")
 def vacuuming() -> Iterator[Server]:
     """Run a server whose autovacuum looks every second, and takes its time over one table."""
-    settings = {
+    settings: dict[str, str | int] = {
         "autovacuum": "on",
         "autovacuum_naptime": "1s",
         "autovacuum_max_workers": 1,
