@@ -172,8 +172,8 @@ class StepProof:
 
     Attributes:
         number: of the step in its plan.
-        locks: (relation, mode) of relations that existed before the plan, strongest mode each; empty for a statement that
-            cannot run in a transaction, whose locks are gone when it returns.
+        locks: (relation, mode) of relations that existed before the plan, strongest mode each; empty for a statement
+            that cannot run in a transaction, whose locks are gone when it returns.
         rewrites: relations that existed before and whose storage was replaced.
         scans: tables that existed before the plan and were read from end to end.
         missing: facts that the step took away or changed.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import ledger
-from shardmig.errors import ConfigError, ShardmigError
+from shardmig.errors import ConfigError, ShardError, ShardmigError
 from shardmig.events import OutcomeReached
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.runner import Run, Until, pending
@@ -182,6 +182,10 @@ class Fleet:
                 flags = await self._flags(session)
         except ShardmigError as error:
             report, flags = ShardReport(shard.name, outcome_of(error), 0, str(error), error=error), ()
+        except Exception as error:  # noqa: BLE001 - a bug or a surprise on one shard must not hide what became of others
+            unexpected = ShardError(f"unexpected {type(error).__name__}: {error}", shard=shard.name)
+            unexpected.__cause__ = error
+            report, flags = ShardReport(shard.name, Outcome.FAILED, 0, str(unexpected), error=unexpected), ()
         report = report or ShardReport(shard.name, Outcome.DONE, 0)
         return self._reached(
             ShardReport(report.shard, report.outcome, time.monotonic() - started, report.reason, flags, report.error)

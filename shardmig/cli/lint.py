@@ -121,12 +121,10 @@ async def _prove(here: Config) -> bool:
         ) as session:
             for accepted in accepted_plans(here):
                 for proof in await catalog.prove(session, accepted.plan):
-                    locks = "".join(f", {mode} on {relation}" for relation, mode in proof.locks)
+                    locks = ", ".join(f"{mode} on {relation}" for relation, mode in proof.locks)
                     harm = [*(f"rewrites {r}" for r in proof.rewrites), *(f"scans {s}" for s in proof.scans)]
                     harm += [str(difference) for difference in proof.missing]
                     sound = sound and not harm
-                    verdict = "; ".join(harm) or "additive"
-                    console.tell(
-                        f"{accepted.plan.revision} step {proof.number}: {verdict}" + (f" ({locks})" if locks else "")
-                    )
+                    verdict = f"{'; '.join(harm) or 'additive'}{f' ({locks})' if locks else ''}"
+                    console.tell(f"{accepted.plan.revision} step {proof.number}: {verdict}")
     return sound
