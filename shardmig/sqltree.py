@@ -124,7 +124,7 @@ def tokens(sql: str) -> list[Token]:
     names = binding.token_names
     return [
         Token(
-            names[token.token],
+            names.get(token.token, f"ASCII_{token.token}"),  # of "{", say, which no grammar rule names
             encoded[token.start : token.end].decode(),
             token.start if len(encoded) == len(sql) else len(encoded[: token.start].decode()),
         )

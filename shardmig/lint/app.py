@@ -1,8 +1,8 @@
 """
 `lint --app PATH`: SQL in Python literals and .sql files that would notice a new column.
 
-What does not parse as SQL is not SQL for this mode: prose that begins with "select" costs nothing. Columns of tables are
-known only as far as the migrations created them.
+What does not parse as SQL is not SQL for this mode: prose that begins with "select" costs nothing. Columns are known
+only as far as migrations created them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _GOES_ON = re.compile(r"\b(?:FROM|INTO|SET|VALUES|USING|TO|AS)\b|\*", re.IGNOREC
 _PARAMETER = re.compile(r"%\(\w+\)[sbt]|%[sbt]|(?<![:\w]):(?!=)[A-Za-z_]\w*|(?<![?@#\w])\?(?![|&?])")
 _ALLOWED = re.compile(r"--\s*shardmig:\s*allow\s+(SA\d{3})\s*--\s*(\S.*)", re.IGNORECASE)
 _WHOLE_ROW = frozenset({"to_json", "to_jsonb", "row_to_json", "json_agg", "jsonb_agg", "hstore"})
-_HOLE = "_shardmig_hole"
+_HOLE = "______"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,17 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _sql_file(path: str, source: str) -> Iterator[_Text]:
-    """Yield a .sql file, psql's own lines blanked out."""
-    yield _Text(path, re.sub(r"(?m)^\s*\\[^\n]*$", "", source), 1, spread=True)
+    """Yield the statements of a .sql file, psql's own lines blanked out: one that is no SQL hides no other."""
+    text = re.sub(r"(?m)^[ \t]*\\[^\n]*$", "", source)
+    try:
+        ends = [token.offset for token in sqltree.tokens(_filled(text)) if token.text == ";"]
+    except sqltree.SqlError:
+        ends = []
+    start = 0
+    for end in [*ends, len(text)]:
+        if text[start:end].strip():
+            yield _Text(path, text[start:end], text.count("\n", 0, start) + 1, spread=True)
+        start = end + 1
 
 
 def _python(path: str, source: str) -> Iterator[_Text]:
@@ -153,16 +162,24 @@ def _literal(node: ast.expr) -> str | None:
 
 
 def _judged(text: _Text, columns: Mapping[str, frozenset[str]]) -> list[Violation]:
-    # Of the same length, so that places stay true.
-    sql = _PARAMETER.sub(lambda match: "1".ljust(len(match[0])), text.sql)
-    try:
-        statements = sqltree.parse(sql.replace("\r", " ").replace("\0", " "))
-    except sqltree.SqlError:
+    for filler in "1", "_":  # parameters are values, or else names
+        sql = _filled(text.sql, filler)
+        try:
+            statements = sqltree.parse(sql.replace("\r", " ").replace("\0", " "))
+        except sqltree.SqlError:
+            continue
+        break
+    else:
         return []
     query = _Queries(text, sql, columns)
     for statement in statements:
         query.statement(statement)
     return query.found
+
+
+def _filled(sql: str, filler: str = "1") -> str:
+    """Put constants or names of the same length in the place of parameters, so that places stay true."""
+    return _PARAMETER.sub(lambda match: "1".ljust(len(match[0])) if filler == "1" else filler * len(match[0]), sql)
 
 
 def _allowed(path: Path, source: str, found: list[Violation]) -> list[Violation]:
@@ -308,7 +325,7 @@ class _Queries:
             [node.get(p) for p in ("target_list", "from_clause", "where_clause", "group_clause")]
         ):
             fields = column.get("fields", [])
-            if len(fields) == 1 and isinstance(fields[0], str) and fields[0] not in fine:
+            if len(fields) == 1 and isinstance(fields[0], str) and fields[0].strip("_") and fields[0] not in fine:
                 self.refuse(
                     rules.UnqualifiedInJoin,
                     column,

@@ -8,6 +8,7 @@ __all__ = [
     "BUILTINS",
     "CLOCKS",
     "COLUMN_WORDS",
+    "DYNAMIC",
     "IMPORTS",
     "OPERATIONS",
     "POSTGRESQL",
@@ -66,6 +67,11 @@ BUILTINS = _names("""
     abs all any bool bytes dict divmod enumerate filter float format frozenset int isinstance len list map max min range
     repr reversed round set slice sorted str sum tuple zip
     True False None NotImplemented Ellipsis __name__ __doc__
+""")
+
+# Not needed for safety (what is on no list is refused), but the message can say more.
+DYNAMIC = _names("""
+    __builtins__ __import__ __loader__ __spec__ compile delattr eval exec getattr globals locals setattr vars
 """)
 
 # Methods of imported modules whose value depends on when and where the plan is rendered.

@@ -375,7 +375,7 @@ class _Script(ast.NodeVisitor):
             self._module_as_value(node, node.id)
         elif node.id not in self.bound and node.id not in self.modules and node.id not in names.BUILTINS:
             self.refuse(
-                rules.Dynamic,
+                rules.Dynamic if node.id in names.DYNAMIC else rules.UnknownName,
                 node,
                 f"{node.id} is not known to be harmless in a script; write plain calls and values",
             )

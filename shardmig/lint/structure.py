@@ -34,6 +34,8 @@ def refused(judge: Judge, statement: Node) -> None:
         judge.refuse(rules.Replaces, None, "what stood under this name is gone; create a new object under a new name")
         return
     rule, why = _REFUSED.get(kind, (None, ""))
+    if kind == "AlterEnumStmt" and "old_val" in statement.fields:
+        rule, why = _REFUSED["RenameStmt"]
     if rule is None and kind.startswith("Alter"):
         rule, why = rules.AltersExisting, "changes what exists while it is used; only ADD COLUMN is additive"
     if rule is None:
@@ -131,6 +133,7 @@ def _data(judge: Judge, statement: Node) -> None:
     relation: Node | None = statement.get("relation")
     lock = fix = None
     if relation is not None:
+        judge.relation(relation)
         table = relation.get("relname")
         lock = f"ROW EXCLUSIVE on {table}, and its rows"
         columns = ", ".join(f'"{target.get("name")}": "…"' for target in statement.get("target_list", []))
