@@ -270,33 +270,49 @@ def _facts(has_compression: bool) -> tuple[str, str]:  # noqa: FBT001 - the cach
 def _in_flight(has_compression: bool) -> tuple[Query, Query]:  # noqa: FBT001 - the cache's key
     relations, _ = _facts(has_compression)
     facts = relations.replace("{relations}", "c.oid = nullif(current_setting('shardmig.relation', true), '')::oid")
-    return Query(_REMEMBER.replace("{facts}", facts)), Query(_COMPARE.replace("{facts}", facts))
+    return Query(_REMEMBER.replace("{facts}", facts)), Query(_COMPARE)
 
 
+# Planning the question takes longer than answering it, so it is planned before the lock is taken and only executed
+# while it is held: a prepared statement keeps its plan for the session.
 _REMEMBER = """
-SELECT set_config('shardmig.before', coalesce(jsonb_object_agg(kind || ' ' || object, fact), '{}')::text, true) <> ''
-FROM ({facts}) AS facts
+DO $proof$
+DECLARE
+    facts text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'shardmig_facts') THEN
+        EXECUTE $prepare$
+            PREPARE shardmig_facts AS
+            SELECT coalesce(jsonb_object_agg(kind || ' ' || object, fact), '{}')::text FROM ({facts}) AS facts
+        $prepare$;
+    END IF;
+    EXECUTE 'EXECUTE shardmig_facts' INTO facts;
+    PERFORM set_config('shardmig.before', facts, true);
+END
+$proof$
 """
 
 _COMPARE = f"""
 DO $proof$
 DECLARE
+    facts text;
     missing text;
 BEGIN
+    EXECUTE 'EXECUTE shardmig_facts' INTO facts;
     SELECT string_agg(
-        CASE WHEN a.fact IS NULL THEN b.key || ' is gone'
-             ELSE b.key || ' changed from (' || b.value || ') to (' || a.fact || ')' END,
+        CASE WHEN a.value IS NULL THEN b.key || ' is gone'
+             ELSE b.key || ' changed from (' || b.value || ') to (' || a.value || ')' END,
         '; ' ORDER BY b.key)
     INTO missing
     FROM jsonb_each_text(current_setting('shardmig.before')::jsonb) AS b
-    LEFT JOIN ({{facts}}) AS a ON a.kind || ' ' || a.object = b.key
-    WHERE a.fact IS DISTINCT FROM b.value AND b.key NOT LIKE 'invalid index %';
+    LEFT JOIN jsonb_each_text(facts::jsonb) AS a ON a.key = b.key
+    WHERE a.value IS DISTINCT FROM b.value AND b.key NOT LIKE 'invalid index %';
     IF missing IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = '{NOT_ADDITIVE}', MESSAGE = missing;
     END IF;
 END
 $proof$
-""".replace("{{facts}}", "{facts}")
+"""
 
 _FINGERPRINT = f"""
 SELECT encode(sha256(convert_to(coalesce(
