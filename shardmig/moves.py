@@ -209,7 +209,7 @@ class MoveRun:
         rows = bound(self._sql, self.move, after, batch.reached)
         more = batch.reached != self._row.upto
         ahead = [batch_end(self.move, batch.reached, self._row.upto, self._servo.rows)] if more else []
-        flight = [Query("BEGIN"), _limits(batch.rows), record, rows, _CLOCK, Query("COMMIT"), *ahead]
+        flight = [Query("BEGIN"), self._limits(batch.rows), record, rows, _CLOCK, Query("COMMIT"), *ahead]
         with translated(self.turn.shard, self._where):
             _, _, began, _, ended, _, *found = await self.turn.session.flight(flight)
         return (ended.value - began.value).total_seconds(), found[0] if found else None
@@ -227,9 +227,24 @@ class MoveRun:
         return _Ahead(rows, last if last is not None and rows >= asked else self._row.upto)
 
     async def _transact(self, queries: Sequence[Query]) -> list[Result]:
-        local = {"lock_timeout": f"{_LOCK_MS}ms", "statement_timeout": f"{_STATEMENT_MS}ms", **BY_INDEX}
+        flight = [Query("BEGIN"), self._limits(self._servo.rows), *queries, Query("COMMIT")]
         with translated(self.turn.shard, self._where):
-            return await self.turn.session.transact(queries, local=local)
+            return (await self.turn.session.flight(flight))[2:-1]
+
+    def _limits(self, rows: int) -> Query:
+        """
+        Set what holds for one transaction only.
+
+        While other rows are locked already, a locked one is waited for on the first rung only: nobody may have to wait
+        long for those. One row alone may be waited for on the last. Both stay below deadlock_timeout, after which the
+        server looks for deadlocks and might end the application's transaction instead of ours.
+        """
+        session = self.turn.session
+        rungs = session.settings.lock_timeout_ms
+        lock_ms = min(rungs[0] if rows > 1 else rungs[-1], max(session.deadlock_timeout_ms / 2, 1))
+        local = {"lock_timeout": f"{lock_ms:.0f}ms", "statement_timeout": f"{_STATEMENT_MS}ms", **BY_INDEX}
+        calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in local.items())
+        return Query(f"SELECT {calls}")
 
     # ----------------------------------------------------------------------------------------------------------------
     # Waiting
@@ -296,12 +311,7 @@ class MoveRun:
         self._recorded_at = time.monotonic()
 
     async def _repair(self, found: Disagreement, after: Key | None, upto: Key | None) -> None:
-        """
-        Move the rows of a range again and remove target rows whose source is gone, in pieces as small as a batch.
-
-        A target row is removed in two statements. The first locks the candidates; the second, whose snapshot is newer
-        than those locks, looks again: a writer that was re-creating the pair meanwhile is seen, so its row stays.
-        """
+        """Move the rows of a range again and remove orphaned target rows, in pieces as small as a batch."""
         piece = after
         while True:
             end = await self._piece_end(piece, upto)
@@ -309,13 +319,26 @@ class MoveRun:
             queries = [self.turn.record_batch(self.revision, self.number, expected=cursor, reached=cursor, rows=0)]
             if found.differing:
                 queries.append(bound(self._sql, self.move, piece, end))
-            if found.orphaned and self.move.orphans is not None and self.move.purge is not None:
-                queries.append(bound(f"{self.move.orphans}\nFOR UPDATE", self.move, piece, end, target=True))
-                queries.append(bound(self.move.purge, self.move, piece, end, target=True))
+            if found.orphaned:
+                queries += self._purge(piece, end)
             await self._transact(queries)
             if end == upto:
                 return
             piece = end
+
+    def _purge(self, after: Key | None, upto: Key | None) -> list[Query]:
+        """
+        Remove target rows whose source is gone, in two statements.
+
+        The first locks the candidates; the second, whose snapshot is newer than those locks, looks again: a writer that
+        was re-creating the pair meanwhile is seen, so its row stays.
+        """
+        if self.move.orphans is None or self.move.purge is None:
+            return []
+        return [
+            bound(f"{self.move.orphans}\nFOR UPDATE", self.move, after, upto, target=True),
+            bound(self.move.purge, self.move, after, upto, target=True),
+        ]
 
     async def _piece_end(self, after: Key | None, upto: Key | None) -> Key | None:
         both = self.direction == "forward" and self.move.orphans is not None
@@ -335,14 +358,3 @@ class MoveRun:
                 self.turn.shard, self.revision, self.number, rows, done, estimated, self._speed.rows_per_s, eta_s
             )
         )  # fmt: skip
-
-
-def _limits(rows: int) -> Query:
-    """Set what holds for one batch only."""
-    local = {
-        "lock_timeout": f"{_LOCK_MS if rows > 1 else _ONE_ROW_LOCK_MS}ms",
-        "statement_timeout": f"{_STATEMENT_MS}ms",
-        **BY_INDEX,
-    }
-    calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in local.items())
-    return Query(f"SELECT {calls}")

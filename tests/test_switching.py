@@ -1,0 +1,209 @@
+"""A flip is one commit; a drain waits for every transaction that was open when the flag changed, and for no other."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from moving import FLAG, VERSIONS, moving, notes, same_table
+
+from shardmig import ledger, switching
+from shardmig.config import SessionSettings, Shard
+from shardmig.errors import DrainTimeout, Fenced, LockNotObtained, SwitchRefused
+from shardmig.events import FlagSwitched
+from shardmig.session import open_session
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import psycopg
+    from conftest import Connect
+    from moving import Moving
+
+T = "CREATE TABLE t (id bigint PRIMARY KEY, a text, b text, n int)"
+QUICK = SessionSettings(drain_timeout_s=0.2)
+
+
+@asynccontextmanager
+async def draining(here: Moving) -> AsyncIterator[asyncio.Task[Any]]:
+    """Flip to DUAL and drain, with whoever is open; the block begins when the drain has found somebody."""
+    heard = asyncio.Event()
+    row = await switching.flip(here.turn, await here.flag(), State.DUAL)
+    drain = asyncio.create_task(switching.drain(here.turn, row, listener=lambda _: heard.set()))
+    async with asyncio.timeout(10):
+        await heard.wait()
+    assert not drain.done()
+    yield drain
+    async with asyncio.timeout(10):
+        assert (await drain).drained
+
+
+async def idle_in_transaction(one: psycopg.Connection[Any]) -> Callable[[], object]:
+    one.execute("BEGIN; SELECT 1")
+    return one.rollback
+
+
+async def repeatable_read(one: psycopg.Connection[Any]) -> Callable[[], object]:
+    one.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT state FROM shardmig.flag")
+    return one.rollback
+
+
+async def has_written(one: psycopg.Connection[Any]) -> Callable[[], object]:
+    one.execute("BEGIN; INSERT INTO t (id) VALUES (1)")
+    return one.commit
+
+
+async def prepared(one: psycopg.Connection[Any]) -> Callable[[], object]:
+    one.execute("BEGIN; INSERT INTO t (id) VALUES (1); PREPARE TRANSACTION 'late'")
+    return lambda: one.execute("COMMIT PREPARED 'late'")
+
+
+OPEN = (idle_in_transaction, repeatable_read, has_written, prepared)
+
+
+@pytest.mark.parametrize("kind", OPEN)
+async def test_the_drain_waits_for_a_transaction_that_was_open(shard: Shard, connect: Connect, kind: Any) -> None:
+    async with moving(shard, same_table(), T, dual=False) as here:
+        end = await kind(connect(shard))
+        async with draining(here):
+            end()
+
+
+async def test_the_drain_waits_for_another_role_as_the_owner_who_may_not_see_it(shard: Shard, connect: Connect) -> None:
+    connect(shard).execute("GRANT CREATE ON DATABASE " + connect(shard).info.dbname + " TO shop_owner")
+    weak = Shard.model_validate({**shard.model_dump(), "url": as_role(shard, "shop_owner")})
+    async with moving(weak, same_table(), T, dual=False) as here:
+        assert not here.session.sees_others
+        app = connect(shard, user="shop_app")
+        app.execute("BEGIN; SELECT 1")
+        async with draining(here) as drain:
+            await asyncio.sleep(0.05)
+            assert not drain.done()
+            app.rollback()
+
+
+async def test_the_drain_waits_for_a_snapshot_that_outlived_its_exporter(shard: Shard, connect: Connect) -> None:
+    """The importer began after the flip, so only the age of its snapshot tells that it cannot see it."""
+    async with moving(shard, same_table(), T, dual=False) as here:
+        exporter, importer = connect(shard), connect(shard)
+        exporter.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        snapshot = exporter.execute("SELECT pg_export_snapshot()").fetchone()
+        assert snapshot is not None
+        async with draining(here) as drain:
+            importer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            importer.execute(f"SET TRANSACTION SNAPSHOT '{snapshot[0]}'")
+            assert importer.execute("SELECT state FROM shardmig.flag").fetchone() == (State.OLD,)
+            exporter.rollback()
+            await asyncio.sleep(0.3)  # three times the longest pause between two looks
+            assert not drain.done()
+            importer.rollback()
+
+
+async def test_the_drain_does_not_wait_for_who_began_after_its_look(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, dual=False) as here:
+        one, two = connect(shard), connect(shard)
+        one.execute("BEGIN; SELECT 1")
+        async with draining(here):
+            two.execute("BEGIN; SELECT 1")
+            one.rollback()  # two stays open
+
+
+async def test_exempt_roles_and_other_databases_and_our_own_sessions_are_not_waited_for(
+    shard: Shard, connect: Connect, servers: Any
+) -> None:
+    settings = SessionSettings(drain_timeout_s=5, exempt_roles=("shop_app",))
+    async with moving(shard, same_table(), T, dual=False, settings=settings) as here:
+        connect(shard, user="shop_app").execute("BEGIN; SELECT 1")
+        connect(servers[0]).execute("BEGIN; SELECT 1")
+        async with open_session(shard, settings, pg_versions=VERSIONS, purpose="read") as reader, reader.transaction():
+            await reader.execute("SELECT 1")
+            heard, listen = notes()
+            row = await switching.flip(here.turn, await here.flag(), State.DUAL)
+
+            assert (await switching.drain(here.turn, row, listener=listen)).drained
+            assert heard == []
+
+
+async def test_a_drain_that_gives_up_names_who_is_open_and_records_nothing(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, dual=False, settings=QUICK) as here:
+        blocker = connect(shard, user="shop_app", application_name="checkout")
+        blocker.execute("BEGIN; SELECT 42")
+        with pytest.raises(DrainTimeout, match=f"pid {blocker.info.backend_pid}, role shop_app, application checkout"):
+            await here.to(State.DUAL)
+
+        assert not (await here.flag()).drained
+        blocker.rollback()
+        assert (await switching.drain(here.turn, await here.flag())).drained
+
+
+async def test_a_stop_ends_a_drain_at_once(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, dual=False) as here:
+        connect(shard).execute("BEGIN; SELECT 1")
+        row = await switching.flip(here.turn, await here.flag(), State.DUAL)
+        stop = asyncio.Event()
+        with pytest.raises(DrainTimeout, match="stopped"):
+            await switching.drain(here.turn, row, stop=stop, listener=lambda _: stop.set())
+
+
+async def test_a_late_drain_does_not_vouch_for_a_later_flip(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T) as here:
+        row = await here.flag()
+        await here.finish()
+        live = await here.to(State.LIVE, drain=False)
+        # The drain of the flip before ends only now.
+        late = type(row)(**{**{f: getattr(row, f) for f in row.__slots__}, "drained": False})
+        with pytest.raises(SwitchRefused, match="while it was drained"):
+            await switching.drain(here.turn, late)
+
+        assert (live.epoch, False) == ((await here.flag()).epoch, (await here.flag()).drained)
+
+
+async def test_switching_back_is_one_commit_and_waits_for_nobody(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T) as here:
+        await here.finish()
+        await here.to(State.LIVE)
+        connect(shard).execute("BEGIN; SELECT 1")
+        heard, listen = notes()
+
+        await switching.flip(here.turn, await here.flag(), State.DUAL, reason="slow", listener=listen)
+
+        assert [FlagSwitched("eu1", FLAG, State.LIVE, State.DUAL)] == heard
+        [*_, last] = await ledger.read_log(here.session)
+        assert ("slow", "LIVE", "DUAL") == (last.reason, last.before, last.after)
+
+
+async def test_a_flip_is_refused_with_the_guard_that_is_missing(shard: Shard) -> None:
+    async with moving(shard, same_table(), T) as here:
+        with pytest.raises(SwitchRefused, match="new was not moved and checked"):
+            await here.to(State.LIVE)
+        with pytest.raises(SwitchRefused, match="one edge at a time"):
+            await here.to(State.DONE)
+        with pytest.raises(SwitchRefused, match="no flag 'nix' here; known flags: x"):
+            await switching.read_flag(here.session, "nix")
+
+
+async def test_a_runner_that_lost_its_turn_flips_nothing(shard: Shard) -> None:
+    async with moving(shard, same_table(), T, dual=False) as here:
+        row = await here.flag()
+        await ledger.Turn.take(here.session)
+        with pytest.raises(Fenced):
+            await switching.flip(here.turn, row, State.DUAL)
+
+
+async def test_an_operator_in_an_open_transaction_is_not_queued_behind(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, dual=False) as here:
+        operator = connect(shard, autocommit=False)
+        operator.execute("SELECT shardmig.switch('x', 'DUAL', '')")
+        with pytest.raises(LockNotObtained, match="has not committed"):
+            await here.to(State.DUAL)
+        operator.rollback()
+        assert (await here.to(State.DUAL)).drained
+
+
+def as_role(shard: Shard, role: str) -> str:
+    url = shard.url.get_secret_value()
+    head, _, tail = url.partition("://")
+    return f"{head}://{role}@{tail.rpartition('@')[2]}"
