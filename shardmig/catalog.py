@@ -10,16 +10,18 @@ itself compares and raises, because a client's round trip would keep the lock.
 from __future__ import annotations
 
 import re
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
+from shardmig.errors import ProofFailed
 from shardmig.plan import Move, Statement, bind_batch, quote
 from shardmig.session import Query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     from shardmig.plan import Plan
     from shardmig.session import Session
@@ -30,6 +32,7 @@ __all__ = [
     "Difference",
     "Mode",
     "StepProof",
+    "additive",
     "drift",
     "fingerprint",
     "mode_of",
@@ -109,6 +112,27 @@ async def snapshot(session: Session, schemas: Iterable[str]) -> Catalog:
     relations, rest = _queries(_has_compression(session))
     flight = await session.transact([Query(relations, named), Query(rest, named)], isolation="REPEATABLE READ")
     return Catalog({(kind, name): fact or "" for part in flight for kind, name, fact in part.rows})
+
+
+@asynccontextmanager
+async def additive(session: Session, schemas: Iterable[str]) -> AsyncIterator[None]:
+    """
+    Prove whole schemas around a migration, outside of its locks and transactions.
+
+    Whatever somebody else takes away meanwhile is blamed too: two changes at a time are worth a look.
+
+    Raises:
+        ProofFailed: a fact from before is gone or changed; what was done inside is committed.
+    """
+    named = list(schemas)
+    before = await snapshot(session, named)
+    yield
+    if missing := before.not_in(await snapshot(session, named)):
+        raise ProofFailed(
+            f"the catalog lost something: {'; '.join(map(str, missing))}. What was applied is committed: look at it "
+            "before going on with other shards, and report this: the linter missed it",
+            shard=session.shard.name,
+        )
 
 
 def drift(expected: Catalog, actual: Catalog) -> list[Difference]:

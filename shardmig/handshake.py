@@ -7,6 +7,7 @@ to a server connection that other clients use next.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from shardmig.config import SessionSettings, Shard
 
 __all__ = ["SET_ROLE", "Answers", "connect", "judge", "not_ready", "questions"]
+
+# Of a broken connection psycopg also warns in its log, which Python prints where nobody configured logging; to us it
+# comes as an exception.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 _SETTINGS = {
     "row_security": "off",  # an error instead of a silent subset: a move and its check must not be blind alike

@@ -10,8 +10,9 @@ import pytest
 from servers import other_majors
 
 from shardmig import local
-from shardmig.catalog import NOT_ADDITIVE, Catalog, drift, fingerprint, proof_in_flight, prove, snapshot
+from shardmig.catalog import NOT_ADDITIVE, Catalog, additive, drift, fingerprint, proof_in_flight, prove, snapshot
 from shardmig.config import SessionSettings, Shard
+from shardmig.errors import ProofFailed
 from shardmig.plan import Move, Plan, Statement
 from shardmig.session import Query, Session, open_session, sqlstate
 
@@ -231,6 +232,16 @@ async def test_the_proof_in_flight_names_what_changed(shard: Shard) -> None:
         assert ("nick",) in (
             await session.execute("SELECT attname FROM pg_attribute WHERE attrelid = 'customer'::regclass")
         ).rows
+
+
+async def test_a_migration_that_lost_something_is_told_so(shard: Shard) -> None:
+    async with at(shard) as session:
+        await build(session)
+        async with additive(session, ["public"]):
+            await session.execute(ADDITIONS[0])
+        with pytest.raises(ProofFailed, match=r"enum public\.mood changed from .* is committed"):
+            async with additive(session, ["public"]):
+                await session.execute("ALTER TYPE mood ADD VALUE 'so-so'")
 
 
 async def test_somebody_elses_change_is_not_blamed_on_us(shard: Shard) -> None:

@@ -249,6 +249,29 @@ async def test_a_commit_whose_answer_is_lost_is_in_doubt(shard: Shard, servers: 
             assert "a" == (await session.execute("SELECT to_regclass('a')::text")).value
 
 
+async def test_a_broken_connection_prints_nothing_of_itself(shard: Shard) -> None:
+    """Python prints warnings of loggers that nobody configured; psycopg logs one for each broken pipeline."""
+    script = (
+        "import asyncio, sys\n"
+        "from shardmig.config import SessionSettings, Shard\n"
+        "from shardmig.session import open_session\n"
+        "async def main():\n"
+        "    shard = Shard(name='eu1', url=sys.argv[1])\n"
+        "    async with open_session(shard, SessionSettings(), pg_versions=(12, 18)) as session:\n"
+        "        try:\n"
+        "            await session.execute('SELECT pg_terminate_backend(pg_backend_pid())')\n"
+        "        except Exception as error:\n"
+        "            print(type(error).__name__)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, shard.url.get_secret_value(),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+    assert (b"OperationalError\n", b"") == await process.communicate()
+
+
 async def test_reconnecting_applies_everything_again(shard: Shard, connect: Connect) -> None:
     async with at(shard, owner="shop_owner") as session:
         before = session.backend_pid
