@@ -198,7 +198,7 @@ async def _rolled_back(session: Session, queries: list[Query]) -> list[Result]:
     for attempt in range(_SAMPLE_TRIES):
         try:
             # One snapshot for all: a row that an application inserts in between was never moved, and is not lost.
-            begin = Query("BEGIN")
+            begin = Query("BEGIN ISOLATION LEVEL REPEATABLE READ")
             return (await session.flight([begin, local, *queries, Query("ROLLBACK")]))[2:-1]
         except (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure):
             await session.roll_back()

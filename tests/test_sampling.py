@@ -1,0 +1,33 @@
+"""The lossy test samples a table that an application goes on using."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from moving import REVISION, blocked, customers, moving, same_table
+
+from shardmig.checks import refuse_lossy
+
+if TYPE_CHECKING:
+    from conftest import Connect
+
+    from shardmig.config import Shard
+
+T = "CREATE TABLE t (id bigint PRIMARY KEY, a text, b text, n int)"
+
+
+async def test_a_row_that_an_application_inserts_while_the_sample_is_tried_is_not_lost(
+    shard: Shard, connect: Connect
+) -> None:
+    """The sample waits for a locked row, in `forward`; the row inserted meanwhile was never moved."""
+    async with moving(shard, same_table(), T, customers(3), dual=False) as here:
+        holder, application = connect(shard), connect(shard)
+        holder.execute("BEGIN")
+        holder.execute("SELECT FROM t WHERE id = 3 FOR UPDATE")
+        trying = asyncio.create_task(refuse_lossy(here.session, REVISION, here.number, here.move))
+        await blocked(application, here.session.backend_pid)
+        application.execute("INSERT INTO t VALUES (99, 'new')")
+        holder.execute("COMMIT")
+
+        await trying
