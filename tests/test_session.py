@@ -252,14 +252,16 @@ async def test_a_commit_whose_answer_is_lost_is_in_doubt(shard: Shard, servers: 
 async def test_a_broken_connection_prints_nothing_of_itself(shard: Shard) -> None:
     """Python prints warnings of loggers that nobody configured; psycopg logs one for each broken pipeline."""
     script = (
-        "import asyncio, sys\n"
+        "import asyncio, psycopg, sys\n"
         "from shardmig.config import SessionSettings, Shard\n"
         "from shardmig.session import open_session\n"
         "async def main():\n"
         "    shard = Shard(name='eu1', url=sys.argv[1])\n"
         "    async with open_session(shard, SessionSettings(), pg_versions=(12, 18)) as session:\n"
+        "        with psycopg.connect(sys.argv[1]) as other:\n"
+        "            other.execute('SELECT pg_terminate_backend(%s, 5000)', [session.backend_pid])\n"
         "        try:\n"
-        "            await session.execute('SELECT pg_terminate_backend(pg_backend_pid())')\n"
+        "            await session.execute('SELECT 1')\n"
         "        except Exception as error:\n"
         "            print(type(error).__name__)\n"
         "asyncio.run(main())\n"
