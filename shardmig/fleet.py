@@ -234,9 +234,5 @@ class Fleet:
         )
 
     def _in_maintenance(self, records: Records) -> ShardReport:
-        return ShardReport(
-            records.shard,
-            Outcome.MAINTENANCE,
-            0,
-            f"{records.reason or 'no reason given'}; after `shardmig maintenance off --shard {records.shard}` apply again",
-        )
+        cure = f"`shardmig maintenance off --shard {records.shard}`, then apply again"
+        return ShardReport(records.shard, Outcome.MAINTENANCE, 0, f"{records.reason or 'no reason given'}; {cure}")

@@ -71,7 +71,7 @@ def _migrations(here: Config, what: list[str] | None, diff: str | None) -> Linte
     only = _named(directory, what) if what else None
     if diff is not None:
         changed = changed_since(diff, directory)
-        only = changed if only is None else [path for path in changed if path in only]
+        only = [path for path in changed if only is None or path.resolve() in only]
     return lint_directory(directory, here.lint, only=only)
 
 

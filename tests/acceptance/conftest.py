@@ -16,7 +16,6 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from shardmig.config import Shard
 
@@ -116,11 +115,11 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, shards: dict[str, Shard]) -> Iterator[Project]:
-    """The shop as a project over four empty shards."""
+def project(tmp_path: Path, shards: dict[str, Shard]) -> Project:
+    """Make the shop a project over four empty shards."""
     root = tmp_path / "shop"
     root.mkdir()
     shutil.copytree(SHOP, root / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     made = Project(root, shards)
     made.write_toml()
-    yield made
+    return made

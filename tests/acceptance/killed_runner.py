@@ -43,7 +43,7 @@ def run(here: project.Project, boundary: int | None) -> int:
     report = asyncio.run(fleet.apply())
     for one in report:
         if one.outcome is not Outcome.DONE:
-            print(one, file=sys.stderr)
+            sys.stderr.write(f"{one}\n")
     return 0 if report.done else 1
 
 
@@ -88,7 +88,7 @@ def main() -> int:
             kills, code = boundary(here, int(number))
         case _:
             return 2
-    print(kills)
+    sys.stdout.write(f"{kills}\n")
     return code
 
 

@@ -11,6 +11,7 @@ from servers import PgBouncer
 
 if TYPE_CHECKING:
     from conftest import Project
+
     from shardmig.local import Server
 
 LEDGER = "SELECT to_regnamespace('shardmig')::text"
@@ -100,7 +101,11 @@ def test_a_password_is_in_no_output(project: Project) -> None:
     ]
     for bad in wrong:
         project.write_toml(urls={"eu1": bad})
-        for verb in (["apply", "--shard", "eu1"], ["status", "--shard", "eu1"], ["apply", "--shard", "eu1", "-o", "json"]):
+        for verb in (
+            ["apply", "--shard", "eu1"],
+            ["status", "--shard", "eu1"],
+            ["apply", "--shard", "eu1", "-o", "json"],
+        ):
             result = project.run(*verb, code=None)
             assert "s3cret" not in result.out + result.err
 
@@ -156,8 +161,8 @@ def test_a_role_that_does_not_own_the_tables_is_refused(project: Project) -> Non
     [
         ("ALTER TABLE customer ENABLE ROW LEVEL SECURITY; ALTER TABLE customer FORCE ROW LEVEL SECURITY", "row"),
         (
-            "CREATE FUNCTION noise() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
-            "CREATE TRIGGER noise BEFORE UPDATE ON customer FOR EACH ROW EXECUTE FUNCTION noise()",
+            ("CREATE FUNCTION noise() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+            "CREATE TRIGGER noise BEFORE UPDATE ON customer FOR EACH ROW EXECUTE FUNCTION noise()"),
             'trigger.*triggers="fire"',
         ),
     ],
@@ -188,8 +193,8 @@ def test_row_security_and_triggers_on_a_moved_table_are_refused(project: Project
         ),
         (
             "unbound",
-            "def upgrade() -> None:\n    op.execute(sa.text(\"COMMENT ON TABLE customer IS ':x'\"))\n"
-            "    op.execute(sa.text('COMMENT ON TABLE customer IS :y'))\n",
+            ("def upgrade() -> None:\n    op.execute(sa.text(\"COMMENT ON TABLE customer IS ':x'\"))\n"
+            "    op.execute(sa.text('COMMENT ON TABLE customer IS :y'))\n"),
             r"0004_unbound\.py:\d+",
         ),
         ("dropper", "def upgrade() -> None:\n    op.drop_column('customer', 'full_name')\n", r"0004_dropper\.py:\d+"),

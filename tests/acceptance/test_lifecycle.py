@@ -77,7 +77,9 @@ def test_a_migration_lives_from_structure_to_done_and_back(project: Project) -> 
     # writers of new alone leave old stale and out
     for shard in ("eu1", "us2"):
         project.query(shard, "UPDATE customer SET first_name = 'Dora', last_name = 'New' WHERE id <= 3")
-        project.query(shard, "INSERT INTO customer (first_name, last_name, email) VALUES ('Only', 'New', 'n@example.com')")
+        project.query(
+            shard, "INSERT INTO customer (first_name, last_name, email) VALUES ('Only', 'New', 'n@example.com')"
+        )
         assert [(4,)] == project.query(shard, DISAGREE)
 
     # back to DUAL: through LIVE, with a reverse move that fills old again

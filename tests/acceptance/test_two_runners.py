@@ -92,4 +92,6 @@ def test_ctrl_c_ends_at_a_safe_place_and_apply_goes_on_from_there(project: Proje
     assert 0 < rows < 1200
     project.write_toml()
     project.run("apply", "--shard", "eu1")
-    assert [(1200,)] == project.query("eu1", "SELECT rows FROM shardmig.step WHERE revision = '0002_split_name' AND kind = 'move'")
+    assert [(1200,)] == project.query(
+        "eu1", "SELECT rows FROM shardmig.step WHERE revision = '0002_split_name' AND kind = 'move'"
+    )

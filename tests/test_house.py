@@ -1,0 +1,84 @@
+"""Small guardians of the house: walls, names, help."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shardmig
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(shardmig.__path__, "shardmig.")
+    if not module.name.endswith("__main__")
+)
+
+
+def test_the_walls_stand() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 0 == done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_offers_in_order(name: str) -> None:
+    path = importlib.util.find_spec(name).origin  # type: ignore[union-attr]
+    assert path is not None
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "a module says what it is"
+    exported = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    ]
+    if exported:
+        names = exported[0]
+        assert sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n)) == list(names) or sorted(
+            names
+        ) == list(names)
+        defined = vars(importlib.import_module(name))
+        assert [] == [n for n in names if n not in defined and not hasattr(importlib.import_module(name), n)]
+
+
+def test_every_verb_has_help_and_a_line_in_the_docs() -> None:
+    from typer.main import get_command  # noqa: PLC0415
+
+    from shardmig.cli import app  # noqa: PLC0415 - needs the cli extra
+
+    text = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert command.help, name
+        assert f"shardmig {name}" in text, name
+        for parameter in command.params:
+            assert getattr(parameter, "help", "x"), f"{name} {parameter.name}"
+
+
+def test_without_the_cli_extra_one_line_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None\nfrom shardmig.__main__ import main\nmain()\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert 1 == done.returncode
+    assert "shardmig: the command line needs typer; install it: pip install 'shardmig[cli]'" == done.stderr.strip()
+
+
+def test_nothing_names_a_registry_or_a_path_of_the_machine_it_was_written_on() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    for name in filter(None, tracked.split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.name != Path(__file__).name:
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            for forbidden in ("pypi.org/simple", "files.pythonhosted", "registry.npmjs", "deb.debian"):
+                assert forbidden not in text, name
