@@ -127,6 +127,20 @@ async def test_what_the_proof_refuses_is_rolled_back(shop: Shard) -> None:
         assert ["id", "name"] == await columns(session)
 
 
+async def test_a_change_by_somebody_else_while_we_queued_is_not_blamed_on_us(shop: Shard, connect: Connect) -> None:
+    watch = connect(shop)
+    async with at(shop, lock_timeout_ms=[5000], old_holder_ms=60_000) as session:
+        async with await psycopg.AsyncConnection.connect(shop.url.get_secret_value()) as other:
+            await other.execute("ALTER TABLE customer ADD CHECK (id > -1)")
+            applying = asyncio.create_task(under_lock(session, "customer", [ADD]))
+            while watch.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is None:
+                await asyncio.sleep(0.005)
+            await other.commit()
+        await applying
+
+        assert "first_name" in await columns(session)
+
+
 async def test_a_failing_statement_is_not_tried_again(shop: Shard) -> None:
     async with at(shop) as session:
         with pytest.raises(psycopg.errors.UndefinedTable):
