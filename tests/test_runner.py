@@ -1,0 +1,422 @@
+"""Deciding what is left, and doing it on one shard: indexes, grants, foreign keys, needs, maintenance."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from shardmig.config import Config
+from shardmig.errors import PlanChanged
+from shardmig.events import FlagSwitched, StepDone
+from shardmig.fleet import Fleet
+from shardmig.ledger import FlagRow, MigrationRow, Records, StepRow
+from shardmig.lint import History
+from shardmig.outcomes import Outcome
+from shardmig.plan import AcceptedPlan, Move, Plan, Statement, Switch, step_sha256
+from shardmig.planfile import dumps
+from shardmig.runner import Held, Until, pending
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import psycopg
+
+    from shardmig.config import Shard
+    from shardmig.events import Event
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+SHOP = Plan(
+    revision="0001_shop",
+    parent=None,
+    flag="shop",
+    script_sha256="0" * 64,
+    steps=(
+        Statement(sql="CREATE TABLE customer (id bigint PRIMARY KEY, name text, note text)"),
+        Switch(to=State.LIVE),
+    ),
+)
+SPLIT = Plan(
+    revision="0002_split",
+    parent="0001_shop",
+    flag="split",
+    script_sha256="0" * 64,
+    steps=(
+        Statement(sql="ALTER TABLE customer ADD COLUMN upper_name text"),
+        Switch(to=State.DUAL),
+        Move(
+            table="customer",
+            key=("id",),
+            writes=("upper_name",),
+            forward="UPDATE customer SET upper_name = upper(name) WHERE {batch}",
+            check="SELECT id FROM customer WHERE {batch} AND upper_name IS DISTINCT FROM upper(name)",
+        ),
+        Switch(to=State.LIVE),
+    ),
+)
+INDEX = Plan(
+    revision="0003_index",
+    parent="0002_split",
+    flag="by_name",
+    script_sha256="0" * 64,
+    steps=(
+        Statement(sql="CREATE INDEX CONCURRENTLY customer_name ON customer (name)", transactional=False),
+        Switch(to=State.LIVE),
+    ),
+)
+ORDERS = Plan(
+    revision="0004_orders",
+    parent="0003_index",
+    flag="orders",
+    script_sha256="0" * 64,
+    steps=(
+        Statement(
+            sql="CREATE TABLE orders (id bigint PRIMARY KEY,"
+            " customer_id bigint REFERENCES customer (id) ON DELETE CASCADE)"
+        ),
+        Switch(to=State.LIVE),
+    ),
+)
+
+
+def accepted(*plans: Plan) -> list[AcceptedPlan]:
+    history, made = History(Config().lint), []
+    for plan in plans:
+        made.append(history.accept(plan))
+        history.add(plan)
+    return made
+
+
+def records_of(*plans: Plan, done: Sequence[int] = (), state: State = State.OLD, **flag: Any) -> Records:
+    """Say that plans were begun, with some steps done and every flag in one state."""
+    blank = dict.fromkeys((f.name for f in fields(StepRow)), None)
+    steps = {
+        (plan.revision, number): StepRow(
+            **{
+                **blank,
+                "revision": plan.revision,
+                "number": number,
+                "kind": step.kind,
+                "sha256": step_sha256(step),
+                "status": "DONE" if number in done else "PENDING",
+            }
+        )
+        for plan in plans
+        for number, step in enumerate(plan.steps, 1)
+    }
+    return Records(
+        "eu1",
+        migrations={
+            p.revision: MigrationRow(p.revision, n, p.flag, p.sha256, dumps(p), NOW, None, "me")
+            for n, p in enumerate(plans, 1)
+        },
+        flags={
+            p.flag: replace(
+                FlagRow(p.flag, p.revision, int(state), p.has_move, False, [], True, False, True, 1, NOW),  # noqa: FBT003
+                **flag,
+            )
+            for p in plans
+        },
+        steps=steps,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Deciding
+
+
+def test_on_an_empty_shard_everything_is_left() -> None:
+    todo, held = pending(accepted(SHOP, SPLIT), Records("eu1"))
+
+    assert [("0001_shop", (1,), State.LIVE), ("0002_split", (1,), State.LIVE)] == [
+        (item.plan.revision, item.statements, item.target) for item in todo
+    ]
+    assert () == held
+
+
+@pytest.mark.parametrize(
+    ("until", "target", "moves_only"),
+    [
+        (Until.STRUCTURE, None, False),
+        (Until.DUAL, State.DUAL, False),
+        (Until.MOVED, State.DUAL, True),
+        (Until.LIVE, State.LIVE, False),
+    ],
+)
+def test_until_says_how_far_a_flag_goes(until: Until, target: State | None, moves_only: bool) -> None:  # noqa: FBT001
+    [item], _ = pending(accepted(SHOP, SPLIT)[1:], Records("eu1"), until=until)
+
+    assert (target, moves_only) == (item.target, item.moves_only)
+
+
+def test_a_finished_plan_leaves_nothing() -> None:
+    records = records_of(SPLIT, done=(1, 2, 3, 4), state=State.LIVE)
+    finished = replace(records, migrations={k: replace(v, finished_at=NOW) for k, v in records.migrations.items()})
+
+    assert ((), ()) == pending(accepted(SHOP, SPLIT)[1:], finished)
+
+
+def test_a_flag_that_people_switched_back_is_held() -> None:
+    records = records_of(SPLIT, done=(1, 2, 3, 4), state=State.DUAL)
+
+    _, held = pending(accepted(SHOP, SPLIT)[1:], records)
+
+    assert (Held("split", State.DUAL),) == held
+
+
+def test_a_plan_that_was_begun_otherwise_is_refused_with_the_difference() -> None:
+    edited = SPLIT.model_copy(
+        update={"steps": (Statement(sql="ALTER TABLE customer ADD COLUMN upper_name varchar(9)"), *SPLIT.steps[1:])}
+    )
+
+    with pytest.raises(
+        PlanChanged, match=r"(?s)-ALTER TABLE customer ADD COLUMN upper_name text.*\+ALTER.*varchar\(9\)"
+    ):
+        pending(accepted(SHOP, edited), records_of(SHOP, SPLIT))
+
+
+def test_a_revision_that_vanished_from_the_middle_of_the_history_is_refused() -> None:
+    with pytest.raises(PlanChanged, match="0001_shop was applied there and is missing here"):
+        pending([History(Config().lint, [SHOP]).accept(SPLIT)], records_of(SHOP, SPLIT))
+
+
+def test_a_newer_revision_of_somebody_else_is_no_obstacle() -> None:
+    todo, _ = pending(accepted(SHOP), records_of(SHOP, SPLIT, done=(1, 2, 3, 4), state=State.LIVE))
+
+    assert "0002_split" not in {item.plan.revision for item in todo}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Doing
+
+
+@pytest.fixture
+def fleet(shard: Shard) -> Callable[..., Fleet]:
+    """Make a fleet of one shard: `fleet(SHOP, SPLIT, session={...})`."""
+
+    def make(*plans: Plan, **sections: Any) -> Fleet:
+        config = Config.model_validate({"shards": {"eu1": shard}, **sections})
+        return Fleet(config, accepted(*plans), [shard])
+
+    return make
+
+
+async def applied(fleet: Fleet, **options: Any) -> None:
+    report = await fleet.apply(**options)
+    assert report.done, list(report)
+
+
+async def test_structure_of_a_later_revision_does_not_wait_for_a_move(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    seen: list[Event] = []
+    made = fleet(SHOP, SPLIT, INDEX)
+    made.listener = seen.append
+
+    await applied(made)
+
+    steps = [(e.revision, e.step) for e in seen if isinstance(e, StepDone)]
+    assert steps.index(("0003_index", 1)) < steps.index(("0002_split", 3))
+    assert [(True,)] == connect(shard).execute(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
+    ).fetchall()
+
+
+async def test_an_invalid_index_that_a_killed_build_left_is_built_again(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP))
+    blocker, other = connect(shard, autocommit=False), connect(shard)
+    blocker.execute("INSERT INTO customer VALUES (1, 'a')")
+    made = fleet(SHOP, INDEX)
+    building = asyncio.create_task(made.apply())
+    building_is_seen = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONC%' AND pid <> pg_backend_pid()"
+    )
+    while not other.execute(building_is_seen + " AND wait_event_type = 'Lock'").fetchone() == (1,):  # noqa: SIM201
+        await asyncio.sleep(0.01)
+    other.execute(f"SELECT pg_terminate_backend(pid) FROM ({building_is_seen.replace('count(*)', 'pid')}) AS builder")
+    # The runner comes back by itself: the leftover is dropped, and the build waits for the same transaction again.
+    again = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%INDEX CONC%' AND wait_event_type = 'Lock'"
+    while other.execute(again).fetchone() != (1,):
+        await asyncio.sleep(0.01)
+    blocker.commit()
+    report = await building
+
+    assert report.done, list(report)
+    assert [(True,)] == other.execute(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
+    ).fetchall()
+
+
+async def test_an_index_that_somebody_else_built_is_not_taken_for_ours(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP))
+    connect(shard).execute("CREATE INDEX customer_name ON customer (note)")
+
+    [report] = await fleet(SHOP, INDEX).apply()
+
+    assert Outcome.FAILED is report.outcome
+    assert "customer_name" in report.reason
+
+
+async def test_new_tables_are_granted_to_the_roles_of_the_configuration(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP, session={"grant": {"shop_app": "SELECT, INSERT"}}))
+
+    rights = connect(shard).execute(
+        "SELECT has_table_privilege('shop_app', 'customer', 'INSERT'),"
+        " has_table_privilege('shop_app', 'customer', 'DELETE')"
+    )
+    assert (True, False) == rights.fetchone()
+
+
+async def test_a_table_with_a_key_into_an_old_one_waits_for_writers_without_stopping_them(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP))
+    writer, other = connect(shard, autocommit=False), connect(shard)
+    writer.execute("INSERT INTO customer VALUES (1, 'a')")
+    applying = asyncio.create_task(fleet(SHOP, ORDERS).apply())
+    for number in range(2, 40):
+        await asyncio.sleep(0.01)
+        other.execute("SET lock_timeout = '200ms'")
+        other.execute("INSERT INTO customer VALUES (%s, 'b')", [number])
+    writer.commit()
+
+    assert (await applying).done
+
+
+async def test_a_table_that_stays_busy_parks_the_shard_and_names_the_blocker(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP))
+    reader = connect(shard, autocommit=False, application_name="nightly_report")
+    reader.execute("SELECT * FROM customer")
+
+    [report] = await fleet(SHOP, SPLIT, session={"lock_wait_s": 0.5}).apply()
+
+    assert Outcome.PARKED is report.outcome
+    assert str(reader.info.backend_pid) in report.reason
+    assert "nightly_report" in report.reason
+    reader.rollback()
+    await applied(fleet(SHOP, SPLIT))
+
+
+async def test_a_drain_that_nobody_ends_parks_the_shard_and_goes_on_later(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP, SPLIT), until=Until.STRUCTURE)
+    open_one = connect(shard, autocommit=False, application_name="slow_batch")
+    open_one.execute("SELECT 1")
+
+    [report] = await fleet(SHOP, SPLIT, session={"drain_timeout_s": 0.3}).apply()
+
+    assert Outcome.PARKED is report.outcome
+    assert "slow_batch" in report.reason
+    assert dict(report.flags) == {} or dict(report.flags)["split"] == "DUAL"
+    open_one.rollback()
+    await applied(fleet(SHOP, SPLIT))
+
+
+async def test_a_flag_waits_for_the_flags_it_needs(fleet: Callable[..., Fleet], shard: Shard) -> None:
+    needing = SPLIT.model_copy(update={"needs": ("shop",)})
+    made = fleet(SHOP, needing)
+    await applied(made, until=Until.STRUCTURE)
+
+    [report] = await made.switch("split", State.DUAL)
+    assert Outcome.FAILED is report.outcome
+    assert "needs shop LIVE" in report.reason
+
+    await applied(made)
+    [report] = await made.switch("shop", State.OLD)
+    assert "split reads from it" in report.reason
+    assert shard.name == report.shard
+
+
+async def test_a_shard_in_maintenance_is_left_alone_and_one_that_must_be_is_asked_for(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    made = fleet(SHOP)
+    await applied(made)
+    made.reason = "disk"
+    await made.maintain("offline")
+
+    [report] = await fleet(SHOP, SPLIT).apply()
+    assert (Outcome.MAINTENANCE, True) == (report.outcome, "disk" in report.reason)
+
+    offline = SPLIT.model_copy(update={"online": False})
+    await applied(fleet(SHOP, offline))
+    await made.maintain("off")
+    assert [(0, None)] == connect(shard).execute("SELECT maintenance, reason FROM shardmig.shard").fetchall()
+
+
+async def test_a_plan_that_wants_maintenance_is_refused_without_it(fleet: Callable[..., Fleet]) -> None:
+    await applied(fleet(SHOP))
+
+    [report] = await fleet(SHOP, SPLIT.model_copy(update={"online": False})).apply()
+
+    assert Outcome.FAILED is report.outcome
+    assert "shardmig maintenance on" in report.reason
+
+
+async def test_protocol_dual_walks_through_dual_though_nothing_is_moved(fleet: Callable[..., Fleet]) -> None:
+    version = Plan(
+        revision="0002_version", parent="0001_shop", flag="version", script_sha256="0" * 64, protocol="dual",
+        steps=(
+            Statement(sql="ALTER TABLE customer ADD COLUMN version int DEFAULT 0"),
+            Switch(to=State.DUAL), Switch(to=State.LIVE),
+        ),
+    )  # fmt: skip
+    seen: list[Event] = []
+    made = fleet(SHOP, version)
+    made.listener = seen.append
+
+    await applied(made)
+
+    flips = [(e.before, e.after) for e in seen if isinstance(e, FlagSwitched) and e.flag == "version"]
+    assert [(State.OLD, State.DUAL), (State.DUAL, State.LIVE)] == flips
+
+
+async def test_done_is_refused_while_an_old_column_is_mandatory(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    strict = SHOP.model_copy(
+        update={
+            "steps": (
+                Statement(sql="CREATE TABLE customer (id bigint PRIMARY KEY, name text NOT NULL, note text)"),
+                Switch(to=State.LIVE),
+            )
+        }
+    )
+    [move] = [step for step in SPLIT.steps if isinstance(step, Move)]
+    with_back = SPLIT.model_copy(
+        update={
+            "steps": (
+                *SPLIT.steps[:2],
+                move.model_copy(
+                    update={
+                        "restores": ("name",),
+                        "back": "UPDATE customer SET name = upper_name WHERE {batch}",
+                        "back_check": "SELECT id FROM customer WHERE {batch} AND name IS DISTINCT FROM upper_name",
+                    }
+                ),
+                SPLIT.steps[3],
+            )
+        }
+    )
+    made = fleet(strict, with_back)
+    await applied(made)
+    connect(shard).execute("INSERT INTO customer VALUES (1, 'A', 'n', 'A')")
+
+    [report] = await made.switch("split", State.DONE)
+    assert Outcome.FAILED is report.outcome
+    assert "customer.name is NOT NULL without a default" in report.reason
+    assert State.LIVE is (await made.status())[0].records.state("split")  # type: ignore[union-attr]
