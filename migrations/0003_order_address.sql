@@ -4,7 +4,7 @@
 --! message: give an order's address a table of its own
 --! flag: order_address
 --! script: 884aa832805878abb21d051af784e93825a799ad6fa3ceb00c524cd52705ec09
---! plan: 5ed2e50f7716c72a4ca7b4307f38fb6824e79ed99d9385683978282b023bcc91
+--! plan: 1d83ddcc184fddeeab6f7c2c47e38c1bc6dff823b2d8a07be931db0ff2493dc6
 
 --! step 1: statement
 --! line: 13
@@ -35,9 +35,9 @@ COMMENT ON TABLE order_address IS 'where an order goes'
 --! forward:
 WITH source AS MATERIALIZED (
     SELECT id AS order_id,
-           (street) AS street,
-           (zip) AS zip,
-           (city) AS city
+           street,
+           zip,
+           city
     FROM orders
     WHERE {batch}
     FOR SHARE
@@ -53,9 +53,9 @@ SET street = excluded.street,
 --! check:
 WITH source AS MATERIALIZED (
     SELECT id AS order_id,
-           (street) AS street,
-           (zip) AS zip,
-           (city) AS city
+           street,
+           zip,
+           city
     FROM orders
     WHERE {batch}
 )
@@ -93,11 +93,11 @@ WITH batch AS MATERIALIZED (
 ),
 target AS MATERIALIZED (
     SELECT order_id AS new_order_id,
-           (street) AS new_street,
-           (zip) AS new_zip,
-           (city) AS new_city
+           street AS new_street,
+           zip AS new_zip,
+           city AS new_city
     FROM order_address
-    WHERE (order_id) IN (SELECT batch_id FROM batch)
+    WHERE order_id IN (SELECT batch_id FROM batch)
     FOR SHARE
 )
 UPDATE orders AS source
@@ -119,9 +119,9 @@ SELECT source.id
 FROM source
 LEFT JOIN (
     SELECT order_id,
-           (street) AS street,
-           (zip) AS zip,
-           (city) AS city
+           street,
+           zip,
+           city
     FROM order_address
 ) AS target ON target.order_id = source.id
 WHERE (source.street IS DISTINCT FROM target.street

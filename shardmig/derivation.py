@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Shape", "back", "back_check", "check", "forward", "orphans", "purge", "spelled"]
 
-# SQLAlchemy's list lacks words that newer servers reserve and words that are functions without parentheses.
-_KEYWORDS = frozenset(RESERVED_WORDS) | {"system_user", "json_table", "merge_action", "xmltable"}
+# SQLAlchemy's list holds the reserved words. PostgreSQL 18's other words that are no plain name everywhere ("SQL Key
+# Words", all but the non-reserved ones) are quoted too: as a column some of them would be read as a function or a type.
+_KEYWORDS = frozenset(RESERVED_WORDS) | frozenset(
+    """
+    bigint bit boolean char character coalesce collation concurrently dec decimal exists extract float greatest
+    grouping inout int integer interval json json_array json_arrayagg json_exists json_object json_objectagg
+    json_query json_scalar json_serialize json_table json_value lateral least merge_action national nchar none
+    normalize nullif numeric out overlay position precision real row setof smallint substring system_user
+    tablesample time timestamp treat trim values varchar xmlattributes xmlconcat xmlelement xmlexists xmlforest
+    xmlnamespaces xmlparse xmlpi xmlroot xmlserialize xmltable
+    """.split()  # noqa: SIM905 - sixty words are read as words
+)
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _UNCHANGED = frozenset({None, "TEXT", "VARCHAR"})  # storing an expression in these changes no value
 

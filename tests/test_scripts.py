@@ -239,7 +239,7 @@ def test_a_new_script_stands_behind_the_newest_and_renders(directory: Path) -> N
 def test_a_new_script_begins_a_directory(tmp_path: Path) -> None:
     path = revision(tmp_path / "migrations", "Ärger über Straßen: " + "lang " * 20)
 
-    assert path.name == "0001_arger_uber_strassen_lang_lang_lang.py"
+    assert path.name == "0001_arger_uber_strassen_lang_lang_lang_lang.py"
 
 
 def test_numbers_go_on_where_they_are(directory: Path, write: Callable[..., Path]) -> None:
