@@ -88,7 +88,9 @@ def type_of(judge: Judge, node: Node, allowed: frozenset[str], rule: type[Rule] 
     judge.known(node)
     names: list[str] = node.get("names", [])
     for typmod in node.get("typmods", []):
-        if not (isinstance(typmod, Node) and typmod.kind == "A_Const" and not typmod.get("isnull")):
+        if not (
+            isinstance(typmod, Node) and typmod.kind == "A_Const" and judge.known(typmod) and "ival" in typmod.fields
+        ):
             judge.refuse(rule, node, "a type's modifiers are numbers")
     if not names:
         return ""
@@ -137,8 +139,11 @@ def _refuse_own_type(judge: Judge, node: Node, name: str, rule: type[Rule]) -> N
 # One handler a kind of node
 
 
-def _leaf(judge: Judge, node: Node, place: Place) -> None:
-    """Constants and other nodes without anything below them."""
+def _leaf(judge: Judge, node: Node, _: Place) -> None:
+    """Judge a constant or another node without expressions below it."""
+    for value in node.fields.values():
+        if isinstance(value, Node):  # a number or bit string that keeps its spelling
+            judge.known(value)
 
 
 def _args(judge: Judge, node: Node, place: Place) -> None:

@@ -132,7 +132,8 @@ def _total(judge: Judge, node: object) -> bool:
             return True
         case "TypeCast":  # of a constant: computed once, when the index is defined
             type_of(judge, node.get("type_name"), datatypes.CASTS)
-            return isinstance(node.get("arg"), Node) and node.get("arg").kind == "A_Const"
+            constant = node.get("arg")
+            return isinstance(constant, Node) and constant.kind == "A_Const" and _total(judge, constant)
         case "CollateClause":
             collation(judge, node)
             return _total(judge, node.get("arg"))

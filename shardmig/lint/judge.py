@@ -84,11 +84,17 @@ class Judge:
             node: the node; its kind must be in `nodes.FIELDS`.
             but: known dangerous fields → the rule and words that say why.
         """
-        strange = node.fields.keys() - FIELDS[node.kind]
+        expected = FIELDS.get(node.kind)
+        if expected is None:
+            self.refuse(rules.UnknownSyntax, node, f"{node.kind} is not known to be additive; leave it out")
+            return False
+        if node.fields.keys() <= expected:
+            return True
+        strange = node.fields.keys() - expected
         for name in sorted(strange):
             rule, message = (but or {}).get(name, (rules.UnknownSyntax, ""))
             self.refuse(rule, node, message or f"{_spoken(name)} is not known to be additive here; leave it out")
-        return not strange
+        return False
 
     def since(self, version: int, place: Node | int | None, what: str) -> None:
         """Refuse what the oldest server of the fleet does not know."""
@@ -104,6 +110,8 @@ class Judge:
     def relation(self, node: Node) -> str:
         """Return a relation's name; refuse what is nobody's to touch: catalogs and the ledger."""
         self.known(node)
+        if "alias" in node.fields:
+            self.known(node.get("alias"))
         self.schema(node.get("schemaname", ""), node.get("relname", ""), node)
         return self.scope.relation(node)
 

@@ -82,7 +82,7 @@ def _insert(judge: Judge, statement: Node) -> None:
     with_clause(judge, statement, move)
     place = place_of(feeds_new=new)
     for column in statement.get("cols", []):
-        judge.known(column)
+        _named(judge, column)
     if "select_stmt" in statement.fields:
         query(judge, statement.get("select_stmt"), feeds_new=new)
     conflict: Node | None = statement.get("on_conflict_clause")
@@ -153,6 +153,9 @@ def _merge(judge: Judge, statement: Node) -> None:
                 _assignments(judge, clause, table, new=new)
             case "CMD_NOTHING":
                 pass
+            case "CMD_INSERT" if new:
+                for target in clause.get("target_list", []):
+                    _named(judge, target)
             case _ if not new:
                 _old_table(judge, statement, table, "MERGE inserts into or deletes from", "rows appear or vanish")
     if "returning_clause" in statement.fields:
@@ -186,11 +189,8 @@ def _old_table(judge: Judge, statement: Node, table: str, harm: str, effect: str
 def _assignments(judge: Judge, node: Node, table: str, *, new: bool) -> None:
     """Judge SET: each column must be new, or restored by a reverse move."""
     for target in node.get("target_list", []):
-        judge.known(target)
+        _named(judge, target)
         expression(judge, target.get("val"), place_of(feeds_new=new))
-        expression(judge, [s for s in target.get("indirection", []) if isinstance(s, Node)], place_of())
-        if node.kind == "MergeWhenClause" and node.get("command_type") == "CMD_INSERT":
-            continue
         column = target.get("name", "")
         if judge.scope.context == "reverse":
             _restored(judge, target, table, column)
@@ -203,6 +203,12 @@ def _assignments(judge: Judge, node: Node, table: str, *, new: bool) -> None:
                 f"{table}.{column} is read by running code and was not added by this plan; write only new columns",
                 lock=f"ROW EXCLUSIVE on {table} and its rows",
             )
+
+
+def _named(judge: Judge, target: Node) -> None:
+    """Judge the name of a column that is written, and the subscripts behind it."""
+    judge.known(target)
+    expression(judge, [step for step in target.get("indirection", []) if isinstance(step, Node)], place_of())
 
 
 def _itself(target: Node, statement: Node) -> bool:

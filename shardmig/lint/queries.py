@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shardmig.lint import datatypes
-from shardmig.lint.expressions import MOVE, Place, expression, type_of
+from shardmig.lint.expressions import MOVE, Place, collation, expression, type_of
 from shardmig.lint.rules import moves as rules
 from shardmig.lint.rules.structure import BorrowedShape
 from shardmig.lint.rules.text import UnknownSyntax
@@ -109,6 +109,8 @@ def with_clause(judge: Judge, node: Node, write: Callable[[Judge, Node], None] |
 
 def source(judge: Judge, node: Node, place: Place) -> None:
     """Judge one item of FROM or USING."""
+    if node.get("alias") is not None:
+        judge.known(node.get("alias"))
     match node.kind:
         case "RangeVar":
             judge.relation(node)
@@ -147,3 +149,6 @@ def _column_definitions(judge: Judge, definitions: list[Node]) -> None:
     for definition in definitions:
         judge.known(definition)
         type_of(judge, definition.get("type_name"), datatypes.CASTS)
+        if "coll_clause" in definition.fields:
+            judge.known(definition.get("coll_clause"))
+            collation(judge, definition.get("coll_clause"))
