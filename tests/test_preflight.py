@@ -209,6 +209,13 @@ async def test_moving_back_must_not_cascade_into_other_tables(shop: Shard, conne
             "ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE, ADD PRIMARY KEY (id) DEFERRABLE",
             "(id) is not unique in customer",
         ),
+        (
+            """
+            ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE;
+            CREATE UNIQUE INDEX ON customer (id) WHERE id > 0
+            """,
+            "(id) is not unique in customer",
+        ),
         ("ALTER TABLE customer RENAME COLUMN full_name TO label", "table customer has no column full_name here"),
     ],
 )
