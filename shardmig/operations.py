@@ -23,7 +23,7 @@ from shardmig.sqltext import code, unwritable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from shardmig.recorder import Table
+    from shardmig.tables import Table
 
 __all__ = ["MoveRows", "collecting", "move_rows"]
 

@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from alembic.ddl.base import AddColumn, alter_table
@@ -30,9 +30,10 @@ from sqlalchemy.sql.elements import ClauseElement
 
 from shardmig.errors import ScriptError
 from shardmig.sqltext import code, tidy, unwritable
+from shardmig.tables import Column, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from types import FrameType
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.elements import BindParameter, TextClause
     from sqlalchemy.types import TypeEngine
 
-__all__ = ["Column", "Enum", "Recorded", "Recorder", "Table"]
+__all__ = ["Enum", "Recorded", "Recorder"]
 
 _ONE_AT_A_TIME = threading.Lock()  # Alembic's `op` is one module for the whole process
 _CONCURRENTLY = re.compile(r"\s*CREATE\s+(UNIQUE\s+)?INDEX\s+CONCURRENTLY\b", re.IGNORECASE)
@@ -50,32 +51,6 @@ _NO_DATABASE = (
     "a script cannot read a database: it is rendered once, without one, and runs the same on every shard. "
     "Write what it adds; let move_rows() read rows. A column of type sa.Enum creates its type by itself"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column that a script added: its type as SQL (None when it has none) and whether it may be NULL."""
-
-    type_sql: str | None
-    nullable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """
-    What scripts say about a table.
-
-    Attributes:
-        columns: columns by name; all of them if `created`, else only those that scripts added.
-        primary_key: its columns in order; empty when it has none or nothing is known.
-        uniques: sets of columns that are unique together, beside the primary key.
-        created: whether a script created the table, so that `columns` and `primary_key` are complete.
-    """
-
-    columns: Mapping[str, Column] = field(default_factory=dict)
-    primary_key: tuple[str, ...] = ()
-    uniques: tuple[frozenset[str], ...] = ()
-    created: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +156,7 @@ class Recorder:
 
     def add_table(self, name: str, table: Table) -> None:
         """Note a table that the script creates, or columns that it adds to one."""
-        known = self.tables.get(name, Table())
-        self.tables[name] = replace(known, columns={**known.columns, **table.columns}) if not table.created else table
+        self.tables[name] = table.after(self.tables.get(name))
 
 
 _rendering = threading.local()

@@ -8,7 +8,7 @@ in between.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from traceback import walk_tb
 from types import FunctionType
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from shardmig import planfile
 from shardmig.errors import ScriptError, ShardmigError, StalePlan
 from shardmig.operations import collecting
 from shardmig.plan import BATCH, Move, Plan, Statement, Switch
-from shardmig.recorder import Recorder, Table
+from shardmig.recorder import Recorder
 from shardmig.scripts import load_scripts
 from shardmig.states import State
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shardmig.plan import Step
     from shardmig.recorder import Enum, Recorded
     from shardmig.scripts import Script
+    from shardmig.tables import Table
 
 __all__ = ["LoadedPlan", "Renderer", "load_plans", "render"]
 
@@ -256,8 +257,7 @@ def _known(recordings: Sequence[_Recording]) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for recording in recordings:
         for name, table in recording.tables.items():
-            known = None if table.created else tables.get(name)
-            tables[name] = replace(known, columns={**known.columns, **table.columns}) if known else table
+            tables[name] = table.after(tables.get(name))
     return tables
 
 

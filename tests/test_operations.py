@@ -14,9 +14,9 @@ from shardmig.errors import ScriptError
 from shardmig.lint import lint_plan
 from shardmig.operations import MoveRows, collecting, move_rows
 from shardmig.plan import Move, Plan, bind_batch
-from shardmig.recorder import Column, Table
 from shardmig.rendering import render
 from shardmig.scripts import read_script
+from shardmig.tables import Column, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
