@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Clerk", "Register", "audit", "back_office", "counter", "slow"]
 
 _RECENT = 200  # rows that were just written are read again and again
-_AUDITED = 300  # rows an auditor reads at once
+_AUDITED = 100  # rows an auditor reads at once
 _ATTEMPTS = 20
 
 

@@ -10,7 +10,7 @@ from shardmig.events import BatchDone, Draining, FlagSwitched, OutcomeReached, S
 from shardmig.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from shardmig.events import Event
 
@@ -23,7 +23,7 @@ class Page:
     One shard.
 
     Attributes:
-        states: flag → state.
+        states: flag → state; None while its structure is not there.
         doing: what the runner does there now; empty when it rests.
         share: of the rows of the move under way; None when none is.
         rows_moved: by all moves.
@@ -31,7 +31,7 @@ class Page:
         seconds: that runners worked here.
     """
 
-    states: dict[str, State]
+    states: dict[str, State | None]
     doing: str = ""
     share: float | None = None
     rows_moved: int = 0
@@ -46,11 +46,15 @@ class Logbook:
 
     Attributes:
         pages: shard → page.
+
+    Args:
+        shards: their names.
+        flags: revision → its flag, where it moves rows.
     """
 
-    def __init__(self, shards: Iterable[str], flags: Iterable[str]) -> None:
-        flags = tuple(flags)
-        self.pages = {shard: Page(dict.fromkeys(flags, State.OLD)) for shard in shards}
+    def __init__(self, shards: Iterable[str], flags: Mapping[str, str]) -> None:
+        self._flags = flags
+        self.pages = {shard: Page(dict.fromkeys(flags.values())) for shard in shards}
 
     def hear(self, event: Event) -> None:
         """Enter one event."""
@@ -75,6 +79,9 @@ class Logbook:
                 page.share = event.rows_done / event.rows_estimated if event.rows_estimated else None
             case StepDone():
                 page.share = None
+                flag = self._flags.get(event.revision)
+                if flag is not None and page.states[flag] is None:
+                    page.states[flag] = State.OLD
             case Waiting():
                 page.doing = f"waits because {event.reason}"
             case OutcomeReached():

@@ -97,9 +97,13 @@ def _shards(logbook: Logbook) -> Table:
     for heading in ("shard", *flags, "rows moved", ""):
         table.add_column(heading, justify="right" if heading == "rows moved" else "left", no_wrap=True)
     for shard, page in logbook.pages.items():
-        states = [Text(page.states[flag].name, _STATES[page.states[flag]]) for flag in flags]
+        states = [_state(page.states[flag]) for flag in flags]
         table.add_row(Text(shard, "bold"), *states, f"{page.rows_moved:,}", _doing(page))
     return table
+
+
+def _state(state: State | None) -> Text:
+    return Text("-", "dim") if state is None else Text(state.name, _STATES[state])
 
 
 def _doing(page: Page) -> RenderableType:

@@ -122,7 +122,8 @@ class Story:
         self._config = configuration.load(self.root / "shardmig.toml")
         self._plans = accepted_plans(self._config)
         self._shards = list(self._config.shards.values())
-        self.logbook = Logbook(self._config.shards, [a.plan.flag for a in self._plans if a.plan.has_move])
+        moving = {a.plan.revision: a.plan.flag for a in self._plans if a.plan.has_move}
+        self.logbook = Logbook(self._config.shards, moving)
 
     async def tell(self) -> Verdict:
         """
