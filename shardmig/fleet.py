@@ -17,8 +17,9 @@ from shardmig import ledger
 from shardmig.errors import ConfigError, ShardError, ShardmigError
 from shardmig.events import OutcomeReached
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
-from shardmig.runner import Run, Until, pending
+from shardmig.runner import Run
 from shardmig.session import open_session
+from shardmig.todo import Until, pending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from shardmig.events import Listener
     from shardmig.ledger import LogRow, Records
     from shardmig.plan import AcceptedPlan
-    from shardmig.runner import Todo
     from shardmig.session import Session
     from shardmig.states import State
+    from shardmig.todo import Todo
 
 __all__ = ["Fleet", "ShardStatus"]
 

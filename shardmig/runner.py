@@ -1,9 +1,9 @@
 """
 Applying plans to one shard.
 
-`pending` decides what is left, from the plans and the ledger alone; `apply` does it. Structure of all plans comes first
-(a shard may be ahead of any release, and a slow move must not hold up a hotfix's column), then each flag walks to its
-state: drain, move, check, flip, one edge at a time. `walk` is the same walk on request, in both directions.
+`todo.pending` has decided what is left; `Run.apply` does it. Structure of all plans comes first (a shard may be ahead
+of any release, and a slow move must not hold up a hotfix's column), then each flag walks to its state: drain, move,
+check, flip, one edge at a time. `Run.walk` is the same walk on request, in both directions.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
-from shardmig import ledger, locking, moves, planfile, relaxation, switching
+from shardmig import ledger, moves, planfile, relaxation, structure, switching
 from shardmig.errors import (
     DrainTimeout,
     InDoubt,
     LockNotObtained,
-    PlanChanged,
     PreflightFailed,
     ShardError,
     ShardUnreachable,
@@ -31,7 +30,7 @@ from shardmig.errors import (
 )
 from shardmig.events import StepDone, StepStarted, Waiting, Warned
 from shardmig.ledger import Turn
-from shardmig.plan import Move, Statement, Switch, quote
+from shardmig.plan import Move, Switch
 from shardmig.preflight import preflight
 from shardmig.session import Query, is_connection_lost, pointer
 from shardmig.states import Edge, Guard, State, route
@@ -44,125 +43,13 @@ if TYPE_CHECKING:
     from shardmig.ledger import FlagRow, Records
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.session import Session
+    from shardmig.todo import Todo
 
-__all__ = ["Held", "Run", "Todo", "Until", "pending"]
+__all__ = ["Run"]
 
 
 class _Stopped(Exception):
     """Ctrl-C was pressed; everything done so far is recorded."""
-
-
-class Until(Enum):
-    """How far to apply; each includes the ones before."""
-
-    STRUCTURE = "structure"  # tables and columns are there, flags stay OLD
-    DUAL = "dual"  # writers keep both representations
-    MOVED = "moved"  # every row is moved and checked
-    LIVE = "live"  # readers read new
-
-
-@dataclass(frozen=True, slots=True)
-class Todo:
-    """
-    What is left of one plan on one shard.
-
-    Attributes:
-        accepted: the plan.
-        statements: numbers of the structural steps not done.
-        target: the state its flag shall reach; None when the flag is there or shall not move.
-        moves_only: the flag is in DUAL, and rows shall be moved without going further.
-    """
-
-    accepted: AcceptedPlan
-    statements: tuple[int, ...] = ()
-    target: State | None = None
-    moves_only: bool = False
-
-    @property
-    def plan(self) -> Plan:
-        """The plan itself."""
-        return self.accepted.plan
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A flag that somebody switched back: apply does not overrule people, `shardmig switch` goes forward again."""
-
-    flag: str
-    state: State
-
-
-def pending(
-    plans: Sequence[AcceptedPlan], records: Records, *, until: Until = Until.LIVE
-) -> tuple[tuple[Todo, ...], tuple[Held, ...]]:
-    """
-    Decide what is left to do on one shard.
-
-    Args:
-        plans: the history up to the revision wanted, in order.
-        records: what the ledger says.
-        until: how far to go.
-
-    Returns:
-        What is left, in the order of the history, and the flags that people hold back.
-
-    Raises:
-        PlanChanged: a plan differs from what this shard has begun, or the ledger has a revision that is not there.
-    """
-    known = {accepted.plan.revision for accepted in plans}
-    last = max((records.migrations[r].position for r in known if r in records.migrations), default=0)
-    for row in records.migrations.values():
-        if row.revision not in known and row.position < last:
-            raise PlanChanged(
-                f"{records.shard}: {row.revision} was applied there and is missing here; restore its script and plan"
-            )
-    todo, held = [], []
-    for accepted in plans:
-        left, keeps = _left(accepted, records, until)
-        if left is not None:
-            todo.append(left)
-        if keeps is not None:
-            held.append(keeps)
-    return tuple(todo), tuple(held)
-
-
-def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo | None, Held | None]:
-    plan = accepted.plan
-    row = records.migrations.get(plan.revision)
-    if row is not None and row.sha256 != plan.sha256:
-        begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
-        raise PlanChanged(
-            f"{records.shard}: {plan.revision} is not the plan that was begun there; restore the committed script and "
-            f"plan, and write a new revision for what shall change:\n"
-            f"{planfile.difference(begun, plan, names=('begun', 'committed'))}"
-        )
-    done = {number for (revision, number), step in records.steps.items() if revision == plan.revision and step.done}
-    statements = tuple(n for n, s in enumerate(plan.steps, 1) if isinstance(s, Statement) and n not in done)
-    state, flag = records.state(plan.flag), records.flags.get(plan.flag)
-    reached = max((s.to for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and n in done), default=State.OLD)
-    if state < reached:
-        held, target, moves_only = Held(plan.flag, state), None, False
-    else:
-        held, wanted = None, _target(plan, until)
-        target = wanted if wanted > state else None
-        valid = flag is not None and flag.new_valid
-        moves_only = until is Until.MOVED and plan.has_move and state < State.LIVE and not valid
-    unfinished = row is None or (row.finished_at is None and len(done) == len(plan.steps))
-    if unfinished or statements or target is not None or moves_only:
-        return Todo(accepted, statements, target, moves_only), held
-    return None, held
-
-
-def _target(plan: Plan, until: Until) -> State:
-    if until is Until.STRUCTURE:
-        return State.OLD
-    if until is Until.LIVE:
-        return State.LIVE
-    return State.DUAL if plan.has_move else State.OLD
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Doing it
 
 
 @dataclass(slots=True)
@@ -287,103 +174,28 @@ class Run:
 
     async def _structure(self, item: Todo) -> None:
         """Execute the statements that are left, those that lock nothing existing together, each other one alone."""
+        accepted, settings = item.accepted, self.config.session
         free: list[int] = []
         for number in item.statements:
-            step = item.plan.steps[number - 1]
-            assert isinstance(step, Statement)  # noqa: S101 - pending lists statements only
-            if step.transactional and number not in item.accepted.locks:
+            if number not in accepted.locks and number not in accepted.indexes:
                 free.append(number)
                 continue
             await self._together(item, free)
             free = []
             self._pass_on()
-            if step.transactional:
-                await self._step(item.plan, number, lambda n=number: self._locked(item, n))  # type: ignore[misc]
+            if number in accepted.indexes:
+                work = partial(structure.build_index, self._turn, accepted, number)
             else:
-                await self._step(item.plan, number, lambda n=number: self._index(item, n))  # type: ignore[misc]
+                work = partial(
+                    structure.execute_under_lock, self._turn, settings, accepted, number, listener=self.listener
+                )
+            await self._step(item.plan, number, work)
         await self._together(item, free)
 
     async def _together(self, item: Todo, numbers: Sequence[int]) -> None:
         if numbers:
-            await self._step(item.plan, numbers[0], lambda: self._free(item, numbers))
-
-    async def _free(self, item: Todo, numbers: Sequence[int]) -> None:
-        """Run statements that lock no existing relation, in one transaction with their records."""
-        plan = item.plan
-        left = [n for n in numbers if not (await self._turn.claim(plan.revision, n)).done]
-        queries = []
-        for number in left:
-            step = plan.steps[number - 1]
-            assert isinstance(step, Statement)  # noqa: S101 - numbers of statements
-            queries += [self._turn.record_step(plan.revision, number), Query(step.sql), *self._grants(item, number)]
-        if queries:
-            with ledger.translated(self._turn.shard):
-                await self.session.transact(queries, local=self._limits())
-
-    async def _locked(self, item: Todo, number: int) -> None:
-        """Run one statement under a lock on an existing relation: fence, statement, proof and COMMIT in one flight."""
-        plan = item.plan
-        if (await self._turn.claim(plan.revision, number)).done:
-            return
-        step = plan.steps[number - 1]
-        assert isinstance(step, Statement)  # noqa: S101 - a number of a statement
-        queries = [self._turn.record_step(plan.revision, number), Query(step.sql), *self._grants(item, number)]
-        with ledger.translated(self._turn.shard):
-            await locking.under_lock(
-                self.session,
-                item.accepted.locks[number],
-                queries,
-                mode=locking.mode_of(step.sql),
-                on_wait=self.listener,
-            )
-
-    def _grants(self, item: Todo, number: int) -> list[Query]:
-        table = item.accepted.creates.get(number)
-        if table is None:
-            return []
-        name = ".".join(quote(part) for part in table.split("."))
-        return [
-            Query(f"GRANT {privileges} ON {name} TO {quote(role)}")
-            for role, privileges in self.config.session.grant.items()
-        ]
-
-    async def _index(self, item: Todo, number: int) -> None:
-        """
-        Build an index CONCURRENTLY: note the intent, build, look whether it is valid, record.
-
-        An INVALID leftover of an interrupted build is dropped CONCURRENTLY and built again; IF NOT EXISTS would keep
-        it.
-        """
-        plan = item.plan
-        row = await self._turn.claim(plan.revision, number)
-        if row.done:
-            return
-        step = plan.steps[number - 1]
-        assert isinstance(step, Statement)  # noqa: S101 - a number of a statement
-        name = item.accepted.indexes[number]
-        valid = await self._index_validity(name)
-        if valid and row.attempts == 1:
-            raise StepFailed(f"an index {name!r} is there already, not built by this step", shard=self._turn.shard)
-        if valid is False:
-            await self.session.execute_alone(f"DROP INDEX CONCURRENTLY {quote(name)}")
-        if not valid:
-            await self.session.execute_alone(step.sql)
-        if not await self._index_validity(name):
-            raise StepFailed(f"index {name!r} was built, but is not valid; apply again", shard=self._turn.shard)
-        with ledger.translated(self._turn.shard):
-            await self.session.transact([self._turn.record_step(plan.revision, number)])
-
-    async def _index_validity(self, name: str) -> bool | None:
-        found = await self.session.execute(
-            "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
-            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = $1 AND n.nspname = current_schema()",
-            [name],
-        )
-        return found.value  # type: ignore[no-any-return]
-
-    def _limits(self) -> dict[str, str]:
-        timeout_ms = int(self.config.session.statement_timeout_s * 1000)
-        return {"statement_timeout": f"{timeout_ms}ms", "lock_timeout": f"{self.config.session.lock_timeout_ms[-1]}ms"}
+            work = partial(structure.execute_together, self._turn, self.config.session, item.accepted, numbers)
+            await self._step(item.plan, numbers[0], work)
 
     async def _step(self, plan: Plan, number: int, work: Callable[[], Awaitable[None]]) -> None:
         """Do a step; a broken connection is repaired once, and what was in doubt is decided by the step row."""
@@ -453,7 +265,7 @@ class Run:
         for edge in edges:
             self._pass_on()
             await self._earn(accepted.plan, row, edge)
-            row = await self._flip(accepted.plan, await switching.read_flag(self.session, flag), edge.target)
+            row = await self._flip_surely(accepted.plan, edge.target)
 
     async def _earn(self, plan: Plan, row: FlagRow, edge: Edge) -> None:
         """Do what an edge's guard asks for."""
@@ -513,6 +325,17 @@ class Run:
                 raise _Stopped
 
         await self._step(plan, number, work)
+
+    async def _flip_surely(self, plan: Plan, target: State) -> FlagRow:
+        """Take one edge; when the connection breaks at COMMIT, the flag itself says whether it was taken."""
+        row = await switching.read_flag(self.session, plan.flag)
+        try:
+            return await self._flip(plan, row, target)
+        except InDoubt:
+            self._say(Waiting(self._turn.shard, "the connection was lost"))
+            await self._turn.renew()
+            row = await switching.read_flag(self.session, plan.flag)
+            return row if row.state == target else await self._flip(plan, row, target)
 
     async def _flip(self, plan: Plan, row: FlagRow, target: State) -> FlagRow:
         forward = target > row.state

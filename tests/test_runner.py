@@ -18,8 +18,8 @@ from shardmig.lint import History
 from shardmig.outcomes import Outcome
 from shardmig.plan import AcceptedPlan, Move, Plan, Statement, Switch, step_sha256
 from shardmig.planfile import dumps
-from shardmig.runner import Held, Until, pending
 from shardmig.states import State
+from shardmig.todo import Held, Until, pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -41,7 +41,7 @@ def apply(
 ) -> None:
     """Apply what is left on the named shards; safe to repeat, to interrupt and to resume."""
     from shardmig.cli import console, project
-    from shardmig.runner import Until
+    from shardmig.todo import Until
 
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)

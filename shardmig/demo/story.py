@@ -27,7 +27,7 @@ from shardmig.demo.traffic import Traffic
 from shardmig.demo.verdict import Verdict
 from shardmig.fleet import Fleet
 from shardmig.repository import accepted_plans
-from shardmig.runner import Until
+from shardmig.todo import Until
 from shardmig.states import State
 
 if TYPE_CHECKING:

@@ -1,0 +1,111 @@
+"""
+Executing structural statements, each committed with its record.
+
+Those that lock nothing that exists run together, each of the others alone, concurrent indexes outside a transaction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmig import locking
+from shardmig.errors import StepFailed
+from shardmig.ledger import translated
+from shardmig.plan import Statement, quote
+from shardmig.session import Query
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardmig.config import SessionSettings
+    from shardmig.events import Listener
+    from shardmig.ledger import Turn
+    from shardmig.plan import AcceptedPlan
+
+__all__ = ["build_index", "execute_together", "execute_under_lock"]
+
+
+async def execute_together(
+    turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, numbers: Sequence[int]
+) -> None:
+    """Execute statements that lock no existing relation, in one transaction with their records."""
+    queries = []
+    for number in numbers:
+        if not (await turn.claim(accepted.plan.revision, number)).done:
+            queries += _recorded(turn, settings, accepted, number)
+    if not queries:
+        return
+    limits = {
+        "statement_timeout": f"{int(settings.statement_timeout_s * 1000)}ms",
+        "lock_timeout": f"{settings.lock_timeout_ms[-1]}ms",
+    }
+    with translated(turn.shard):
+        await turn.session.transact(queries, local=limits)
+
+
+async def execute_under_lock(
+    turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, number: int, *, listener: Listener | None
+) -> None:
+    """Execute one statement under a lock on an existing relation: record, statement, proof and COMMIT in one flight."""
+    if (await turn.claim(accepted.plan.revision, number)).done:
+        return
+    with translated(turn.shard):
+        await locking.under_lock(
+            turn.session,
+            accepted.locks[number],
+            _recorded(turn, settings, accepted, number),
+            mode=locking.mode_of(_statement(accepted, number).sql),
+            on_wait=listener,
+        )
+
+
+async def build_index(turn: Turn, accepted: AcceptedPlan, number: int) -> None:
+    """
+    Build an index CONCURRENTLY: note the intent, build, look whether it is valid, record.
+
+    An INVALID leftover of an interrupted build is dropped CONCURRENTLY and built again; IF NOT EXISTS would keep it.
+    """
+    row = await turn.claim(accepted.plan.revision, number)
+    if row.done:
+        return
+    name = accepted.indexes[number]
+    valid = await _index_is_valid(turn, name)
+    if valid and row.attempts == 1:
+        raise StepFailed(
+            f"an index {name!r} is there already, not built by this step; drop it or name this one otherwise",
+            shard=turn.shard,
+        )
+    if valid is False:
+        await turn.session.execute_alone(f"DROP INDEX CONCURRENTLY {quote(name)}")
+    if not valid:
+        await turn.session.execute_alone(_statement(accepted, number).sql)
+    if not await _index_is_valid(turn, name):
+        raise StepFailed(f"index {name!r} was built, but is not valid; apply again", shard=turn.shard)
+    with translated(turn.shard):
+        await turn.session.transact([turn.record_step(accepted.plan.revision, number)])
+
+
+async def _index_is_valid(turn: Turn, name: str) -> bool | None:
+    """Look an index up; None when there is none of that name."""
+    found = await turn.session.execute(
+        "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = $1 AND n.nspname = current_schema()",
+        [name],
+    )
+    return None if found.value is None else bool(found.value)
+
+
+def _recorded(turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, number: int) -> list[Query]:
+    """Put the record first, then the statement, then the rights that roles get on the table it creates."""
+    queries = [turn.record_step(accepted.plan.revision, number), Query(_statement(accepted, number).sql)]
+    if (table := accepted.creates.get(number)) is not None:
+        name = ".".join(quote(part) for part in table.split("."))
+        queries += [Query(f"GRANT {rights} ON {name} TO {quote(role)}") for role, rights in settings.grant.items()]
+    return queries
+
+
+def _statement(accepted: AcceptedPlan, number: int) -> Statement:
+    step = accepted.plan.steps[number - 1]
+    if not isinstance(step, Statement):
+        raise TypeError(f"step {number} of {accepted.plan.revision} is no statement")
+    return step

@@ -1,0 +1,129 @@
+"""What is left to do on one shard: decided from the plans and the shard's ledger, and from nothing else. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from shardmig import planfile
+from shardmig.errors import PlanChanged
+from shardmig.plan import Statement, Switch
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardmig.ledger import Records
+    from shardmig.plan import AcceptedPlan, Plan
+
+__all__ = ["Held", "Todo", "Until", "pending"]
+
+
+class Until(Enum):
+    """How far to apply; each includes the ones before."""
+
+    STRUCTURE = "structure"  # tables and columns are there, flags stay OLD
+    DUAL = "dual"  # writers keep both representations
+    MOVED = "moved"  # every row is moved and checked
+    LIVE = "live"  # readers read new
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """
+    What is left of one plan on one shard.
+
+    Attributes:
+        accepted: the plan.
+        statements: numbers of the structural steps not done.
+        target: the state its flag shall reach; None when the flag is there or shall not move.
+        moves_only: the flag is in DUAL, and rows shall be moved without going further.
+    """
+
+    accepted: AcceptedPlan
+    statements: tuple[int, ...] = ()
+    target: State | None = None
+    moves_only: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """The plan itself."""
+        return self.accepted.plan
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A flag that somebody switched back: apply does not overrule people, `shardmig switch` goes forward again."""
+
+    flag: str
+    state: State
+
+
+def pending(
+    plans: Sequence[AcceptedPlan], records: Records, *, until: Until = Until.LIVE
+) -> tuple[tuple[Todo, ...], tuple[Held, ...]]:
+    """
+    Decide what is left to do on one shard.
+
+    Args:
+        plans: the history up to the revision wanted, in order.
+        records: what the ledger says.
+        until: how far to go.
+
+    Returns:
+        What is left, in the order of the history, and the flags that people hold back.
+
+    Raises:
+        PlanChanged: a plan differs from what this shard has begun, or the ledger has a revision that is not there.
+    """
+    known = {accepted.plan.revision for accepted in plans}
+    last = max((records.migrations[r].position for r in known if r in records.migrations), default=0)
+    for row in records.migrations.values():
+        if row.revision not in known and row.position < last:
+            raise PlanChanged(
+                f"{records.shard}: {row.revision} was applied there and is missing here; restore its script and plan"
+            )
+    todo, held = [], []
+    for accepted in plans:
+        left, keeps = _left(accepted, records, until)
+        if left is not None:
+            todo.append(left)
+        if keeps is not None:
+            held.append(keeps)
+    return tuple(todo), tuple(held)
+
+
+def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo | None, Held | None]:
+    plan = accepted.plan
+    row = records.migrations.get(plan.revision)
+    if row is not None and row.sha256 != plan.sha256:
+        begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
+        raise PlanChanged(
+            f"{records.shard}: {plan.revision} is not the plan that was begun there; restore the committed script and "
+            f"plan, and write a new revision for what shall change:\n"
+            f"{planfile.difference(begun, plan, names=('begun', 'committed'))}"
+        )
+    done = {number for (revision, number), step in records.steps.items() if revision == plan.revision and step.done}
+    statements = tuple(n for n, s in enumerate(plan.steps, 1) if isinstance(s, Statement) and n not in done)
+    state, flag = records.state(plan.flag), records.flags.get(plan.flag)
+    reached = max((s.to for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and n in done), default=State.OLD)
+    if state < reached:
+        held, target, moves_only = Held(plan.flag, state), None, False
+    else:
+        held, wanted = None, _target(plan, until)
+        target = wanted if wanted > state else None
+        valid = flag is not None and flag.new_valid
+        moves_only = until is Until.MOVED and plan.has_move and state < State.LIVE and not valid
+    unfinished = row is None or (row.finished_at is None and len(done) == len(plan.steps))
+    if unfinished or statements or target is not None or moves_only:
+        return Todo(accepted, statements, target, moves_only), held
+    return None, held
+
+
+def _target(plan: Plan, until: Until) -> State:
+    if until is Until.STRUCTURE:
+        return State.OLD
+    if until is Until.LIVE:
+        return State.LIVE
+    return State.DUAL if plan.has_move else State.OLD
