@@ -92,6 +92,9 @@ class Patience:
                         raise self._failure(error, failed.sql if failed else "") from error
                     first_s, longest_s = _PAUSE_S
                     await self.rest(random.uniform(0.5, 1.0) * min(first_s * 2**attempt, longest_s))  # noqa: S311 - jitter
+            except ShardError:
+                await self.turn.session.roll_back()  # the ledger refused in the middle of a transaction
+                raise
             again = True
         raise AssertionError  # pragma: no cover - count() never ends
 
