@@ -209,6 +209,7 @@ class _Queries:
         self.sql = sql
         self.columns = columns
         self.found: list[Violation] = []
+        self.commons: dict[str, Node] = {}  # WITH queries by name, wherever they stand
 
     def refuse(self, rule: type[Rule], node: Node | None, message: str) -> None:
         """Note a finding at a node."""
@@ -220,6 +221,7 @@ class _Queries:
 
     def statement(self, node: Node) -> None:
         """Judge a statement."""
+        self.commons = {n.get("ctename"): n.get("ctequery") for n in sqltree.walk(node) if n.kind == "CommonTableExpr"}
         match node.kind:
             case "SelectStmt":
                 self._outer(node)
@@ -249,24 +251,26 @@ class _Queries:
                 "SELECT * of a table: prepared statements fail after a column was added; name columns",
             )
 
-    def _star(self, node: Node) -> Node | None:
+    def _star(self, node: Node, above: tuple[Node, ...] = ()) -> Node | None:
         """Return the star of a SELECT that ranges over a table, or over a sub-select that has one."""
         star = _stars(node.get("target_list", []))
-        if star is None:
+        if star is None or node in above:  # WITH queries may name each other
             return None
-        clause = node.get("with_clause")
-        commons = {c.get("ctename"): c.get("ctequery") for c in (clause.get("ctes", []) if clause else [])}
         qualifier = star.get("fields", [])[:-1]
         for item in _items(node.get("from_clause", [])):
             alias = item.get("alias")
             name = alias.get("aliasname") if alias else item.get("relname")
             if qualifier and qualifier[-1] != name:
                 continue
-            inner = item.get("subquery") if item.kind == "RangeSubselect" else commons.get(item.get("relname"))
+            inner = item.get("subquery") if item.kind == "RangeSubselect" else self.commons.get(item.get("relname", ""))
             if inner is None:
-                if item.kind == "RangeVar" and not _is_catalog(item) and item.get("relname") not in commons:
-                    return star
-            elif inner.kind == "SelectStmt" and any(self._star(leaf) is not None for leaf in _leaves(inner)):
+                starred = item.kind == "RangeVar" and not _is_catalog(item)
+            elif inner.kind == "SelectStmt":
+                starred = any(self._star(leaf, (*above, node)) is not None for leaf in _leaves(inner))
+            else:
+                returning = inner.get("returning_clause")
+                starred = returning is not None and _stars(returning.get("exprs", [])) is not None
+            if starred:
                 return star
         return None
 
@@ -312,7 +316,7 @@ class _Queries:
     def _unqualified(self, node: Node) -> None:
         """Warn of the first bare column in a join; USING makes its own unambiguous."""
         items = list(_items(node.get("from_clause", [])))
-        if sum(item.kind == "RangeVar" for item in items) < 2:  # noqa: PLR2004 - a join has two sides
+        if sum(item.kind == "RangeVar" and not _is_catalog(item) for item in items) < 2:  # noqa: PLR2004 - a join has two sides
             return
         fine = {
             name
