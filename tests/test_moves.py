@@ -420,7 +420,7 @@ async def test_an_operator_lets_a_move_rest_and_go_on(shard: Shard, connect: Con
         heard, listen = notes()
         run = asyncio.create_task(here.run(listener=listen).run())
         waiting = "SELECT waiting FROM shardmig.step WHERE waiting IS NOT NULL"
-        while not (seen := psql.execute(waiting).fetchall()):  # noqa: ASYNC110 - another session shows it
+        while not (seen := psql.execute(waiting).fetchall()):
             await asyncio.sleep(0.01)
         psql.execute("SELECT shardmig.resume('x')")
 
