@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from textwrap import dedent, indent
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -436,20 +437,29 @@ def test_a_script_that_renders_another_is_refused(script: Callable[..., Script])
         render(made)
 
 
-def test_threads_render_one_after_the_other(script: Callable[..., Script]) -> None:
-    made = [script("\n".join(f"op.execute('{n}')" for _ in range(200)), number=n) for n in (1, 2, 3, 4)]
+def test_threads_render_one_after_the_other(script: Callable[..., Script], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = ModuleType("gate")
+    gate.entered, gate.opened = threading.Event(), threading.Event()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gate", gate)
+    slow = script("import gate\ngate.entered.set()\nop.execute('1')\ngate.opened.wait()\nop.execute('1')")
+    quick = script("op.execute('2')", number=2)
     found: dict[str, list[str]] = {}
 
     def work(one: Script) -> None:
         found[one.revision] = sql(render(one))
 
-    threads = [threading.Thread(target=work, args=[one]) for one in made]
-    for thread in threads:
-        thread.start()
+    threads = [threading.Thread(target=work, args=[one]) for one in (slow, quick)]
+    threads[0].start()
+    gate.entered.wait()
+    threads[1].start()
+    threads[1].join(0.2)
+    waited = threads[1].is_alive()
+    gate.opened.set()
     for thread in threads:
         thread.join()
 
-    assert found == {f"{n:04d}_it": [str(n)] * 200 for n in (1, 2, 3, 4)}
+    assert waited
+    assert found == {"0001_it": ["1", "1"], "0002_it": ["2"]}
 
 
 def test_the_text_that_was_linted_is_the_text_that_runs(script: Callable[..., Script]) -> None:
