@@ -230,7 +230,7 @@ class _Script(ast.NodeVisitor):
             harmless = isinstance(statement, ast.Pass | ast.Raise) or (
                 isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
             )
-            if not harmless and not (isinstance(statement, ast.Return) and statement.value is None):
+            if not harmless and not (isinstance(statement, ast.Return) and _is_none(statement.value)):
                 self.refuse(
                     rules.Downgrade,
                     statement,
@@ -334,6 +334,8 @@ class _Script(ast.NodeVisitor):
                     "Alembic renders ADD FOREIGN KEY as a statement of its own, which scans the table; leave it out",
                     fix=plain,
                 )
+            if isinstance(argument, ast.Call) and _last_name(argument.func) in ("Enum", "ENUM"):
+                self._enum(argument, table, name)
         for word, why in names.COLUMN_WORDS.items():
             if _is_true(given.get(word)):
                 fix = plain
@@ -351,6 +353,21 @@ class _Script(ast.NodeVisitor):
                 f"{' (default= renders nothing)' if 'default' in given else ''}; give it server_default=",
                 fix=f'op.add_column("{table}", sa.Column("{name}", …, nullable=False, server_default="0"))',
             )
+
+    def _enum(self, node: ast.Call, table: str, column: str) -> None:
+        given = {k.arg: k.value for k in node.keywords}
+        if any(isinstance(given.get(w), ast.Constant) and not given[w].value for w in ("create_type", "native_enum")):  # type: ignore[attr-defined]
+            return
+        labels = ", ".join(repr(a.value) for a in node.args if isinstance(a, ast.Constant)) or "…"
+        kind = given.get("name")
+        name = str(kind.value) if isinstance(kind, ast.Constant) and isinstance(kind.value, str) else "…"
+        self.refuse(
+            rules.ColumnWords,
+            node,
+            "an enum in op.add_column creates a type on the side, and a type never changes again: create it in sight",
+            fix=f'op.execute("CREATE TYPE {name} AS ENUM ({labels})")\n'
+            f'op.add_column("{table}", sa.Column("{column}", sa.Enum({labels}, name="{name}", create_type=False)))',
+        )
 
     def _clock(self, node: ast.Call) -> None:
         root = self.modules.get(self._root(node.func) or "", "")
@@ -450,6 +467,10 @@ def _is_autocommit(node: ast.expr) -> bool:
         case ast.Call(func=ast.Attribute(value=inner, attr="autocommit_block"), args=[], keywords=[]):
             return _operation(inner) == "get_context"
     return False
+
+
+def _is_none(node: ast.expr | None) -> bool:
+    return node is None or (isinstance(node, ast.Constant) and node.value is None)
 
 
 def _is_true(node: ast.expr | None) -> bool:

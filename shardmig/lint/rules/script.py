@@ -234,7 +234,7 @@ class UnknownName(Rule):
     """
 
     code, name, context = "SP012", "unknown-name", "script"
-    VALID = (_upgrade('op.add_column("t", sa.Column("n", sa.Enum(*sorted({"a", "b"}), name="x")))'),)
+    VALID = (_upgrade('op.create_table("x", sa.Column("n", sa.Enum(*sorted({"a", "b"}), name="kind")))'),)
     INVALID = (_upgrade('open("x")'), _upgrade('sa.event.listen(sa.Table, "after_create", 1)'))
 
 
@@ -258,10 +258,10 @@ class NotConstant(Rule):
 
 class ColumnWords(Rule):
     """
-    Refuses ForeignKey, unique=, index= and primary_key= in op.add_column, and NOT NULL with `default=` only.
+    Refuses ForeignKey, Enum, unique=, index= and primary_key= in op.add_column, and NOT NULL with `default=` only.
 
-    Why: Alembic renders them as statements of their own that scan or lock the table; `default=` renders nothing, so
-    every INSERT of today fails on NOT NULL.
+    Why: they become statements of their own that scan or lock the table, or create a type that never changes again;
+    `default=` renders nothing, so every INSERT of today fails on NOT NULL.
     Example: `op.add_column("t", sa.Column("r", sa.Integer, sa.ForeignKey("ref.id")))`.
     Use instead: the plain column, and an index by op.create_index(…, postgresql_concurrently=True).
     """
@@ -272,6 +272,7 @@ class ColumnWords(Rule):
     INVALID = (
         _upgrade('op.add_column("t", sa.Column("n", sa.Integer, sa.ForeignKey("ref.id")))'),
         _upgrade('op.add_column("t", sa.Column("n", sa.Integer, unique=True))'),
+        _upgrade('op.add_column("t", sa.Column("n", sa.Enum("a", "b", name="kind")))'),
         _upgrade('op.add_column("t", sa.Column("n", sa.Integer, nullable=False))'),
     )
 
