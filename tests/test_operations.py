@@ -95,7 +95,7 @@ def test_arguments_that_make_no_move_are_refused(arguments: dict[str, Any], mess
 
 
 def test_a_dollar_in_a_literal_is_no_parameter() -> None:
-    assert call("t", forward={"a": "b || '$1' || $$ $2 $$ -- $3"})
+    assert isinstance(call("t", forward={"a": "b || '$1' || $$ $2 $$ -- $3"}), MoveRows)
 
 
 def test_move_rows_outside_a_script_says_where_it_belongs() -> None:
