@@ -13,6 +13,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardmig.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -169,9 +171,12 @@ class _Binding:
     """What is used of postgast, imported once and late: it costs an application's image 15 MB and 40 ms."""
 
     def __init__(self) -> None:
-        import postgast  # noqa: PLC0415 - only who lints pays for it
-        from google.protobuf.message import DecodeError  # noqa: PLC0415 - as above
-        from postgast import pg_query_pb2  # noqa: PLC0415 - as above
+        try:
+            import postgast  # noqa: PLC0415 - only who lints pays for it
+            from google.protobuf.message import DecodeError  # noqa: PLC0415 - as above
+            from postgast import pg_query_pb2  # noqa: PLC0415 - as above
+        except ImportError as error:
+            raise ConfigError('linting needs the SQL parser; run: pip install "shardmig[cli]"') from error
 
         self.parse: Callable[[str], Any] = postgast.parse
         self.scan: Callable[[str], Any] = postgast.scan
