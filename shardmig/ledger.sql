@@ -180,10 +180,8 @@ BEGIN
             RAISE EXCEPTION 'flag % of shard %: old becomes valid only in LIVE, after the drain', OLD.flag, OLD.shard
                 USING ERRCODE = 'SM002';
         END IF;
-        -- Applications keep these three under the shard's epoch: they say in which order to write, and when not to.
-        IF (NEW.old_valid, NEW.cross_table, NEW.touch_source)
-            IS DISTINCT FROM (OLD.old_valid, OLD.cross_table, OLD.touch_source)
-        THEN
+        -- Applications keep these two under the shard's epoch: they say when not to write.
+        IF (NEW.cross_table, NEW.touch_source) IS DISTINCT FROM (OLD.cross_table, OLD.touch_source) THEN
             UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = NEW.shard;
         END IF;
         RETURN NEW;

@@ -42,7 +42,7 @@ def opening(epoch: bytes = b"1", **columns: object) -> Opening:
 
 
 def row(name: str = "split_name", state: int = 1, epoch: bytes = b"1", **columns: bool) -> FlagRow:
-    usual = {"cross_table": False, "touch_source": False, "old_valid": True}
+    usual = {"cross_table": False, "touch_source": False}
     return FlagRow(epoch=epoch, name=name, state=state, **{**usual, **columns})
 
 
@@ -162,11 +162,8 @@ def test_old_epochs_are_forgotten_but_not_at_once(flags: Flags) -> None:
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-@pytest.mark.parametrize(("state", "old_valid"), [(1, True), (2, False)])
-def test_one_snapshot_may_not_write_while_a_mover_inserts_into_a_second_table(
-    flags: Flags, *, isolation: str, state: int, old_valid: bool
-) -> None:
-    moving = row(state=state, cross_table=True, old_valid=old_valid)
+def test_one_snapshot_may_not_write_while_a_mover_inserts_into_a_second_table(flags: Flags, *, isolation: str) -> None:
+    moving = row(state=1, cross_table=True)
 
     with pytest.raises(WriteRefused, match="split_name"):
         view_of(flags, moving, isolation=isolation)
@@ -174,7 +171,7 @@ def test_one_snapshot_may_not_write_while_a_mover_inserts_into_a_second_table(
     view_of(flags, moving)
     view_of(flags, moving._replace(touch_source=True), isolation=isolation)
     view_of(flags, moving._replace(cross_table=False), isolation=isolation)
-    view_of(flags, moving._replace(state=2, old_valid=True), isolation=isolation)
+    view_of(flags, moving._replace(state=2), isolation=isolation)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -182,21 +179,20 @@ def test_one_snapshot_may_not_write_while_a_mover_inserts_into_a_second_table(
 
 
 @pytest.mark.parametrize(
-    ("state", "old_valid", "write", "calls", "result"),
+    ("state", "write", "calls", "result"),
     [
-        (0, True, True, ["old"], "old"),
-        (1, True, True, ["old", "new"], "old"),
-        (2, True, True, ["old", "new"], "new"),
-        (2, False, True, ["new", "old"], "new"),
-        (3, False, True, ["new"], "new"),
-        (1, True, False, ["old"], "old"),
-        (2, True, False, ["new"], "new"),
+        (0, True, ["old"], "old"),
+        (1, True, ["old", "new"], "old"),
+        (2, True, ["old", "new"], "new"),
+        (3, True, ["new"], "new"),
+        (1, False, ["old"], "old"),
+        (2, False, ["new"], "new"),
     ],
 )
 async def test_run_calls_the_right_subset_in_the_right_order(
-    flags: Flags, *, state: int, old_valid: bool, write: bool, calls: list[str], result: str
+    flags: Flags, *, state: int, write: bool, calls: list[str], result: str
 ) -> None:
-    view = view_of(flags, row(state=state, old_valid=old_valid), write=write)
+    view = view_of(flags, row(state=state), write=write)
     called: list[str] = []
 
     def write_to(name: str) -> str:

@@ -77,18 +77,16 @@ class Reading:
     Attributes:
         epoch: the token under which all of this is true.
         states: every declared flag; a flag without a row is OLD.
-        new_first: flags with a reverse move open (LIVE, old not valid yet): writers take new before old.
         across_tables: flags whose mover inserts rows that a snapshot taken earlier cannot see.
         refusal: why this release may not use the shard at all, or None.
     """
 
-    __slots__ = ("across_tables", "epoch", "new_first", "refusal", "states")
+    __slots__ = ("across_tables", "epoch", "refusal", "states")
 
     def __init__(self, flags: Mapping[str, Flag], rows: list[FlagRow], *, shard: str, release: str | None) -> None:
         known = {row.name: row for row in rows if row.name in flags}
         self.epoch = rows[0].epoch
         self.states = {flag: _state(known.get(name)) for name, flag in flags.items()}
-        self.new_first = frozenset(flags[name] for name, row in known.items() if not row.old_valid)
         self.across_tables = frozenset(
             flags[name] for name, row in known.items() if row.cross_table and not row.touch_source
         )
@@ -158,16 +156,13 @@ class View:
         """
         Call what this transaction has to write, in the order that deadlocks with nobody; return what is read.
 
-        Both are called in DUAL and LIVE: old first, then new; new first only while a reverse move is open. In a
-        transaction that does not write, only the one that is read is called.
+        Both are called in DUAL and LIVE: old first, then new, always, since writers of two orders deadlock where they
+        meet. In a transaction that does not write, only the one that is read is called.
         """
         state = self[flag]
         if not self._runs_both(state):
             return new() if state.reads_new else old()
-        if flag in self._reading.new_first:
-            new_result, old_result = new(), old()
-        else:
-            old_result, new_result = old(), new()
+        old_result, new_result = old(), new()
         return new_result if state.reads_new else old_result
 
     async def arun(
@@ -181,10 +176,7 @@ class View:
         state = self[flag]
         if not self._runs_both(state):
             return await new() if state.reads_new else await old()
-        if flag in self._reading.new_first:
-            new_result, old_result = await new(), await old()
-        else:
-            old_result, new_result = await old(), await new()
+        old_result, new_result = await old(), await new()
         return new_result if state.reads_new else old_result
 
     def _runs_both(self, state: State) -> bool:
@@ -378,8 +370,7 @@ def _refuse_blind_writes(reading: Reading, states: Mapping[Flag, State], opening
     fails (PostgreSQL manual, "Repeatable Read Isolation Level": only rows that the snapshot sees can conflict).
     """
     for flag in reading.across_tables:
-        moving = states[flag] is State.DUAL or (states[flag] is State.LIVE and flag in reading.new_first)
-        if moving:
+        if states[flag] is State.DUAL:
             raise WriteRefused(
                 f"shard {shard}: {flag.name} is {states[flag].name} and its mover inserts into a second table; at "
                 f"{opening.isolation.upper()} a write could miss such a row. Use READ COMMITTED, or let the move "

@@ -34,7 +34,7 @@ SELECT epoch, maintenance, pg_catalog.pg_is_in_recovery(), pg_catalog.current_se
 # Epoch and flags in ONE statement: under READ COMMITTED two statements may see two epochs, and the flags of one would
 # be kept under the token of the other for good.
 _FLAGS = """\
-SELECT s.epoch, f.flag, f.state, f.cross_table, f.touch_source, f.old_valid
+SELECT s.epoch, f.flag, f.state, f.cross_table, f.touch_source
  FROM shardmig.shard s LEFT JOIN shardmig.flag f USING (shard) WHERE s.shard = {shard}"""
 
 
@@ -74,7 +74,6 @@ class FlagRow(NamedTuple):
     state: int
     cross_table: bool
     touch_source: bool
-    old_valid: bool
 
 
 class Statements(NamedTuple):
@@ -152,7 +151,6 @@ def read_flags(answer: PGresult) -> list[FlagRow]:
             state=int(cell(row, 2) or 0),
             cross_table=cell(row, 3) == b"t",
             touch_source=cell(row, 4) == b"t",
-            old_valid=cell(row, 5) != b"f",
         )
         for row in range(answer.ntuples)
     ]
