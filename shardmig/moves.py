@@ -179,6 +179,8 @@ class MoveRun:
     async def _next_batch(self) -> None:
         """Move one range of keys: step row, rows and COMMIT in one flight, and behind them the look for the next."""
         after = self._row.cursor
+        if after == self._row.upto:
+            return  # the last batch was in doubt, and the step row says that it happened
         batch = self._ahead if self._ahead is not None else await self._find()
         self._ahead = None
         started = time.monotonic()
