@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
-from shardmig import ledger, moves, planfile, relaxation, structure, switching
+from shardmig import catalog, ledger, moves, planfile, relaxation, structure, switching
 from shardmig.errors import (
     DrainTimeout,
     InDoubt,
@@ -104,9 +104,10 @@ class Run:
         for warning in await preflight(self.session, *(item.accepted for item in todo)):
             self._say(Warned(records.shard, warning))
         async with self._in_turn():
-            await self._begin(todo, records)
-            for item in todo:
-                await self._structure(item)
+            await self._surely(lambda: self._begin(todo, records))
+            async with self._proved():
+                for item in todo:
+                    await self._structure(item)
             for item in todo:
                 await self._walk_plan(item)
             return True
@@ -172,6 +173,13 @@ class Run:
             with ledger.translated(self._turn.shard):
                 await self.session.transact([self._turn.hold(), *queries])
 
+    def _proved(self) -> AbstractAsyncContextManager[None]:
+        """Prove on the canary that whole schemas only grew; elsewhere a locked table is proved in its transaction."""
+        if self.session.shard.wave != "canary":
+            return nullcontext()
+        schemas = {self.session.shard.schema_name, *self.config.lint.schemas}
+        return catalog.additive(self.session, sorted(schemas))
+
     async def _structure(self, item: Todo) -> None:
         """Execute the statements that are left, those that lock nothing existing together, each other one alone."""
         accepted, settings = item.accepted, self.config.session
@@ -204,14 +212,7 @@ class Run:
         self._say(StepStarted(self._turn.shard, plan.revision, number, step.kind))
         started = time.monotonic()
         try:
-            try:
-                await work()
-            except (InDoubt, pg.OperationalError) as error:
-                if not (isinstance(error, InDoubt) or is_connection_lost(error)):
-                    raise
-                self._say(Waiting(self._turn.shard, "the connection was lost"))
-                await self._turn.renew()
-                await work()
+            await self._surely(work)
         except (InDoubt, ShardUnreachable):
             raise
         except ShardError as error:
@@ -251,7 +252,10 @@ class Run:
         if item.target is not None:
             await self._walk(plan.flag, item.target, item.accepted)
         if item.moves_only:
-            await self._make_valid(plan, forward=True)
+            await self._surely(partial(self._make_valid, plan, forward=True))
+        await self._surely(partial(self._finish, plan))
+
+    async def _finish(self, plan: Plan) -> None:
         records = await self.records()
         if all(step.done for (revision, _), step in records.steps.items() if revision == plan.revision):
             await self.session.flight([ledger.finish_migration(self._turn.shard, plan.revision)])
@@ -264,8 +268,28 @@ class Run:
             raise SwitchRefused(f"flag {flag}: {error}", shard=self._turn.shard) from None
         for edge in edges:
             self._pass_on()
-            await self._earn(accepted.plan, row, edge)
-            row = await self._flip_surely(accepted.plan, edge.target)
+            await self._surely(partial(self._take, accepted.plan, edge))
+
+    async def _take(self, plan: Plan, edge: Edge) -> None:
+        """Take one edge, if the flag has not taken it already."""
+        row = await switching.read_flag(self.session, plan.flag)
+        if row.state != edge.target:
+            await self._earn(plan, row, edge)
+            await self._flip(plan, await switching.read_flag(self.session, plan.flag), edge.target)
+
+    async def _surely(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what looks first how far it is; when the connection breaks, reconnect and look again."""
+        for attempts_left in (2, 1, 0):
+            try:
+                await work()
+            except (InDoubt, pg.OperationalError) as error:
+                lost = isinstance(error, InDoubt) or is_connection_lost(error)
+                if not lost or not attempts_left:
+                    raise
+                self._say(Waiting(self._turn.shard, "the connection was lost"))
+                await self._turn.renew()
+            else:
+                return
 
     async def _earn(self, plan: Plan, row: FlagRow, edge: Edge) -> None:
         """Do what an edge's guard asks for."""
@@ -293,6 +317,8 @@ class Run:
         The drain comes first: whoever still writes only one representation would make a moved row stale again.
         """
         row = await switching.read_flag(self.session, plan.flag)
+        if row.new_valid if forward else row.old_valid:
+            return
         row = await switching.drain(self._turn, row, stop=self.stop, listener=self.listener)
         for number, move in plan.moves:
             await self._move(plan, number, move, forward=forward)
@@ -326,27 +352,14 @@ class Run:
 
         await self._step(plan, number, work)
 
-    async def _flip_surely(self, plan: Plan, target: State) -> FlagRow:
-        """Take one edge; when the connection breaks at COMMIT, the flag itself says whether it was taken."""
-        row = await switching.read_flag(self.session, plan.flag)
-        try:
-            return await self._flip(plan, row, target)
-        except InDoubt:
-            self._say(Waiting(self._turn.shard, "the connection was lost"))
-            await self._turn.renew()
-            row = await switching.read_flag(self.session, plan.flag)
-            return row if row.state == target else await self._flip(plan, row, target)
-
-    async def _flip(self, plan: Plan, row: FlagRow, target: State) -> FlagRow:
+    async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
         forward = target > row.state
         numbers = [n for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and s.to is target and forward]
         done = {n for (r, n), s in (await self.records()).steps.items() if r == plan.revision and s.done}
         new = [number for number in numbers if number not in done]
         await self._claim(plan, new)
         records = [self._turn.record_step(plan.revision, number) for number in new]
-        return await switching.flip(
-            self._turn, row, target, reason=self.reason, records=records, listener=self.listener
-        )
+        await switching.flip(self._turn, row, target, reason=self.reason, records=records, listener=self.listener)
 
     async def _claim(self, plan: Plan, numbers: Sequence[int]) -> None:
         for number in numbers:

@@ -58,16 +58,21 @@ class Cut:
     Attributes:
         pattern: what it waits for, at the beginning of a statement or of a command tag.
         how: "reset" breaks the connection; "silence" leaves it open and lets nothing pass any more.
+        skip: how many matches it lets pass before.
         struck: set when it has struck.
     """
 
     pattern: re.Pattern[str]
     how: Literal["reset", "silence"]
+    skip: int = 0
     struck: threading.Event = field(default_factory=threading.Event)
 
     def claims(self, text: str) -> bool:
         """Say whether this text is what the cut waits for; true once."""
         if self.struck.is_set() or not self.pattern.match(text):
+            return False
+        if self.skip:
+            self.skip -= 1
             return False
         self.struck.set()
         return True
@@ -143,18 +148,18 @@ class FaultProxy:
         self.cuts_after.clear()
         self._soon(self._open.set)
 
-    def cut_before(self, pattern: str = COMMIT, *, how: Literal["reset", "silence"] = "reset") -> Cut:
-        """Cut when a statement beginning with the pattern arrives: the server never sees it."""
-        self.cuts_before.append(Cut(re.compile(pattern, re.IGNORECASE), how))
+    def cut_before(self, pattern: str = COMMIT, *, how: Literal["reset", "silence"] = "reset", skip: int = 0) -> Cut:
+        """Cut when a statement beginning with the pattern arrives, after `skip` others: the server never sees it."""
+        self.cuts_before.append(Cut(re.compile(pattern, re.IGNORECASE), how, skip))
         return self.cuts_before[-1]
 
-    def cut_after(self, pattern: str = "COMMIT$", *, how: Literal["reset", "silence"] = "reset") -> Cut:
+    def cut_after(self, pattern: str = "COMMIT$", *, how: Literal["reset", "silence"] = "reset", skip: int = 0) -> Cut:
         """
         Cut when the server has done a command whose tag matches (`COMMIT$`, `UPDATE`) and its whole flight.
 
         The client hears nothing of that command: not whether it happened, not that it failed.
         """
-        self.cuts_after.append(Cut(re.compile(pattern), how))
+        self.cuts_after.append(Cut(re.compile(pattern), how, skip))
         return self.cuts_after[-1]
 
     def _break(self) -> None:

@@ -15,9 +15,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-if TYPE_CHECKING:
+from shardmig.config import Shard
 
-    from shardmig.config import Shard
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shardmig import local
 
 SHOP = Path(__file__).parents[2] / "migrations"
 
@@ -30,6 +33,26 @@ SELECT CASE n % 4 WHEN 0 THEN 'Plato' WHEN 1 THEN 'Ada Lovelace' WHEN 2 THEN 'Gr
                   ELSE 'Zoë "Zo" O''Brien %s :x' END || ' ' || n, 'c' || n || '@example.com'
 FROM generate_series(1, {rows}) AS n;
 """
+
+
+CONTENT = """
+SELECT 'customer', to_jsonb(c) - 'created_at' FROM customer c
+UNION ALL SELECT 'orders', to_jsonb(o) - 'created_at' FROM orders o
+UNION ALL SELECT 'order_address', to_jsonb(a) FROM order_address a
+ORDER BY 1, 2"""
+LEDGER = """
+SELECT m.revision, m.position, m.sha256, m.finished_at IS NOT NULL, s.number, s.kind, s.sha256, s.status, s.cursor,
+       s.upto, s.rows, s.checked_at IS NOT NULL
+FROM shardmig.migration m JOIN shardmig.step s USING (shard, revision) ORDER BY m.position, s.number"""
+FLAGS = "SELECT flag, state, has_move, new_valid, old_valid FROM shardmig.flag ORDER BY flag"
+SWITCHES = "SELECT flag, before, after FROM shardmig.log WHERE action = 'switch' ORDER BY id"
+COLUMNS = """
+SELECT c.oid::regclass::text, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE n.nspname = 'public' AND a.attnum > 0 ORDER BY 1, 2"""
+INDEXES = """
+SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid), indisvalid FROM pg_index
+WHERE indrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace) ORDER BY 1"""
 
 
 @dataclass
@@ -101,6 +124,18 @@ class Project:
     def flags(self, shard: str) -> dict[str, int]:
         return dict(self.query(shard, "SELECT flag, state FROM shardmig.flag"))
 
+    def picture(self, shard: str) -> dict[str, list[tuple[Any, ...]]]:
+        """Everything that must not depend on how often the runner died."""
+        queries = {
+            "rows": CONTENT,
+            "ledger": LEDGER,
+            "flags": FLAGS,
+            "switches": SWITCHES,
+            "columns": COLUMNS,
+            "indexes": INDEXES,
+        }
+        return {name: self.query(shard, sql) for name, sql in queries.items()}
+
     def seed(self) -> None:
         """Create the shop's tables on every shard and fill each one differently."""
         self.run("apply", "0001_shop", "--all")
@@ -123,3 +158,26 @@ def project(tmp_path: Path, shards: dict[str, Shard]) -> Project:
     made = Project(root, shards)
     made.write_toml()
     return made
+
+
+@pytest.fixture
+def seeded(project: Project, servers: list[local.Server]) -> Iterator[Callable[[], Project]]:
+    """Return a function that makes every shard of the project a fresh copy of the seeded shop."""
+    project.seed()
+    made: list[tuple[local.Server, str]] = []
+    templates = {name: project.database(name) for name in project.shards}
+
+    def again() -> Project:
+        for server in servers:
+            if server.name not in project.shards:
+                continue
+            name = f"killed_{len(made)}"
+            url = server.create_database(name, template=templates[server.name])
+            made.append((server, name))
+            project.shards[server.name] = Shard.model_validate({"name": server.name, "url": url})
+        project.write_toml("[pace]\nbatch_rows = 50\nmax_rows_per_s = 6000\n")
+        return project
+
+    yield again
+    for server, name in made:
+        server.drop_database(name)

@@ -161,8 +161,10 @@ def test_a_role_that_does_not_own_the_tables_is_refused(project: Project) -> Non
     [
         ("ALTER TABLE customer ENABLE ROW LEVEL SECURITY; ALTER TABLE customer FORCE ROW LEVEL SECURITY", "row"),
         (
-            ("CREATE FUNCTION noise() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
-            "CREATE TRIGGER noise BEFORE UPDATE ON customer FOR EACH ROW EXECUTE FUNCTION noise()"),
+            (
+                "CREATE FUNCTION noise() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+                "CREATE TRIGGER noise BEFORE UPDATE ON customer FOR EACH ROW EXECUTE FUNCTION noise()"
+            ),
             'trigger.*triggers="fire"',
         ),
     ],
@@ -193,8 +195,10 @@ def test_row_security_and_triggers_on_a_moved_table_are_refused(project: Project
         ),
         (
             "unbound",
-            ("def upgrade() -> None:\n    op.execute(sa.text(\"COMMENT ON TABLE customer IS ':x'\"))\n"
-            "    op.execute(sa.text('COMMENT ON TABLE customer IS :y'))\n"),
+            (
+                "def upgrade() -> None:\n    op.execute(sa.text(\"COMMENT ON TABLE customer IS ':x'\"))\n"
+                "    op.execute(sa.text('COMMENT ON TABLE customer IS :y'))\n"
+            ),
             r"0004_unbound\.py:\d+",
         ),
         ("dropper", "def upgrade() -> None:\n    op.drop_column('customer', 'full_name')\n", r"0004_dropper\.py:\d+"),
