@@ -22,7 +22,7 @@ from shardmig import (
     WrongShard,
 )
 from shardmig.flags import Peek
-from shardmig.flags.opening import FlagRow, Opening, statements
+from shardmig.flags.opening import Details, FlagRow, Opening, statements
 
 if TYPE_CHECKING:
     from shardmig import View
@@ -37,8 +37,7 @@ def flags() -> Flags:
 
 
 def opening(epoch: bytes = b"1", **columns: object) -> Opening:
-    usual = {"maintenance": 0, "standby": False, "isolation": "read committed", "read_only": False}
-    return Opening(epoch=epoch, **{**usual, "retry_after_s": 30, "reason": None, **columns})  # type: ignore[arg-type]
+    return Opening(epoch, 0, isolation="read committed")._replace(**columns)  # type: ignore[arg-type]
 
 
 def row(name: str = "split_name", state: int = 1, epoch: bytes = b"1", **columns: bool) -> FlagRow:
@@ -112,27 +111,24 @@ def test_an_unknown_state_is_refused_only_where_the_flag_is_declared(flags: Flag
 def test_maintenance_refuses_before_anything_is_done(
     flags: Flags, *, maintenance: int, write: bool, refused: bool
 ) -> None:
-    seen = opening(maintenance=maintenance, reason="reindexing", retry_after_s=7)
-    if not refused:
-        assert seen is flags.admit(seen, shard="eu1", write=write)
-        return
+    seen, details = opening(maintenance=maintenance), Details(False, 7, "reindexing")  # noqa: FBT003 - standby
 
-    with pytest.raises(ShardInMaintenance, match=r"eu1.*reindexing.*7 s") as told:
-        flags.admit(seen, shard="eu1", write=write)
-    assert 7 == told.value.retry_after
-
-
-def test_no_row_of_the_shard_is_the_wrong_database(flags: Flags) -> None:
-    with pytest.raises(WrongShard, match="eu1"):
-        flags.admit(None, shard="eu1", write=False)
+    assert refused is not flags.admits(seen, write=write)
+    if refused:
+        told = flags.refusal(seen, details, shard="eu1", write=write)
+        assert isinstance(told, ShardInMaintenance)
+        assert 7 == told.retry_after
+        assert "shard eu1 is in maintenance" in str(told)
+        assert "(reindexing); try again in 7 s" in str(told)
 
 
-def test_writing_on_a_standby_is_refused_and_reading_is_not(flags: Flags) -> None:
-    standby = opening(standby=True, read_only=True)
+@pytest.mark.parametrize(("standby", "words"), [(True, "standby"), (False, "default_transaction_read_only")])
+def test_writing_where_nobody_can_write_is_refused(flags: Flags, *, standby: bool, words: str) -> None:
+    seen = opening(read_only=True)
 
-    assert standby is flags.admit(standby, shard="eu1", write=False)
-    with pytest.raises(WriteRefused, match="standby"):
-        flags.admit(standby, shard="eu1", write=True)
+    assert not flags.admits(seen, write=True)
+    told = flags.refusal(seen, Details(standby, 30, None), shard="eu1", write=True)
+    assert (WriteRefused, True) == (type(told), words in str(told))
 
 
 def test_a_shard_below_what_the_release_understands_is_refused() -> None:

@@ -12,9 +12,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary, WeakSet
 
-from shardmig.errors import LedgerMissing, ViewExpired, WriteRefused, WrongTransaction
+from shardmig.errors import LedgerMissing, ViewExpired, WriteRefused, WrongShard, WrongTransaction
 from shardmig.flags.core import Declared
-from shardmig.flags.opening import read_flags, read_opening, statements
+from shardmig.flags.opening import ONE_SNAPSHOT, read_details, read_flags, read_opening, statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -209,11 +209,14 @@ class _Begin:
             answer = yield _Message(texts.opening, prepare=True)
         else:
             answer = yield _Message(texts.begin_and_opening)
-        opening = flags.admit(self._opening(answer), shard=shard, write=write)
-        if opening.standby and not opening.one_snapshot:
+        opening = self._opening(answer, texts)
+        if opening.standby and texts.isolation not in ONE_SNAPSHOT:
             self._refuse_two_snapshots()
-            answer = yield _Message(b"ROLLBACK; " + self._statements().begin_and_opening)
-            opening = flags.admit(self._opening(answer), shard=shard, write=write)
+            texts = self._statements()
+            opening = self._opening((yield _Message(b"ROLLBACK; " + texts.begin_and_opening)), texts)
+        if not flags.admits(opening, write=write):
+            details = read_details((yield _Message(texts.details)))
+            raise flags.refusal(opening, details, shard=shard, write=write)
         reading = flags.recall(opening, shard=shard)
         if reading is None:
             reading = flags.remember(read_flags((yield _Message(texts.flags))), shard=shard)
@@ -230,11 +233,16 @@ class _Begin:
             write=self._write,
             isolation=isolation,
             deferrable=self._deferrable if self._deferrable is not None else connection.deferrable,
-            encoding=connection.info.encoding,
+            encoding="ascii" if self._shard.isascii() else connection.info.encoding,
         )
 
-    def _opening(self, answer: PGresult) -> Opening | None:
-        return read_opening(answer, self._connection.info.encoding)
+    def _opening(self, answer: PGresult, texts: Statements) -> Opening:
+        opening = read_opening(answer, write=self._write, isolation=texts.isolation)
+        if opening is None:
+            raise WrongShard(
+                "no such shard in this database; check the routing. Nothing was changed", shard=self._shard
+            )
+        return opening
 
     def _refuse_two_snapshots(self) -> None:
         """

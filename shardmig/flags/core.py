@@ -27,7 +27,8 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-    from shardmig.flags.opening import FlagRow, Opening
+    from shardmig.errors import FlagError
+    from shardmig.flags.opening import Details, FlagRow, Opening
 
 __all__ = ["Declared", "Flag", "Peek", "Reading", "View"]
 
@@ -248,26 +249,25 @@ class Declared:
 
     # -- what a transaction asks, in this order ------------------------------------------------------------------------
 
-    def admit(self, opening: Opening | None, *, shard: str, write: bool) -> Opening:
-        """
-        Let a transaction begin, or say why not, before anything was done in it.
+    def admits(self, opening: Opening, *, write: bool) -> bool:
+        """Say whether a transaction may begin; if not, `refusal` has the words."""
+        return opening.maintenance < (1 if write else _OFFLINE) and not opening.read_only
 
-        Raises:
-            WrongShard: the database has no such shard: the routing is wrong.
-            ShardInMaintenance: it is offline, or read-only and the transaction wants to write.
+    def refusal(self, opening: Opening, details: Details, *, shard: str, write: bool) -> FlagError:
+        """
+        Say why a transaction may not begin.
+
+        Returns:
+            ShardInMaintenance: the shard is offline, or read-only and the transaction wants to write.
             WriteRefused: the server is a standby or the session read-only, and the transaction wants to write.
         """
-        if opening is None:
-            raise WrongShard("no such shard in this database; check the routing. Nothing was changed", shard=shard)
         if opening.maintenance >= (1 if write else _OFFLINE):
-            raise _maintenance(opening, shard)
-        if write and (opening.standby or opening.read_only):
-            raise WriteRefused(
+            return _maintenance(opening, details, shard)
+        if details.standby:
+            return WriteRefused(
                 f"shard {shard}: the server is a standby; send writes to the primary, or say write=False"
-                if opening.standby
-                else f"shard {shard}: the session is read-only (default_transaction_read_only); say write=False"
             )
-        return opening
+        return WriteRefused(f"shard {shard}: the session is read-only (default_transaction_read_only); say write=False")
 
     def recall(self, opening: Opening, *, shard: str) -> Reading | None:
         """Return what is known under this epoch; None: the flags must be read in this transaction."""
@@ -353,12 +353,12 @@ class Declared:
 _NO_READINGS: Mapping[bytes, Reading] = {}
 
 
-def _maintenance(opening: Opening, shard: str) -> ShardInMaintenance:
+def _maintenance(opening: Opening, details: Details, shard: str) -> ShardInMaintenance:
     mode = "offline" if opening.maintenance >= _OFFLINE else "read-only"
-    because = f" ({opening.reason})" if opening.reason else ""
+    because = f" ({details.reason})" if details.reason else ""
     return ShardInMaintenance(
-        f"shard {shard} is in maintenance, {mode}{because}; try again in {opening.retry_after_s} s",
-        retry_after=opening.retry_after_s,
+        f"shard {shard} is in maintenance, {mode}{because}; try again in {details.retry_after_s} s",
+        retry_after=details.retry_after_s,
     )
 
 

@@ -19,17 +19,33 @@ if TYPE_CHECKING:
 
     Isolation: TypeAlias = IsolationLevel | Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
-__all__ = ["FlagRow", "Opening", "Statements", "read_flags", "read_opening", "statements"]
+__all__ = [
+    "ONE_SNAPSHOT",
+    "Details",
+    "FlagRow",
+    "Opening",
+    "Statements",
+    "read_details",
+    "read_flags",
+    "read_opening",
+    "statements",
+]
 
 _LEVELS = frozenset({"READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"})
-_ONE_SNAPSHOT = frozenset({"repeatable read", "serializable"})
+ONE_SNAPSHOT = frozenset({"repeatable read", "serializable"})
+"""The levels at which every statement of a transaction sees the same data, as the server spells them."""
 
-# Where the server stands is asked in every transaction: the connection may lead to another one tomorrow. What the
-# transaction got is asked because defaults of server, database and role have a say in it.
-_OPENING = """\
-SELECT epoch, maintenance, pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_isolation'),
- pg_catalog.current_setting('transaction_read_only'), retry_after_s, reason
- FROM shardmig.shard WHERE shard = {shard}"""
+
+# Asked in every transaction, so no column more than needed: who writes must be able to (a standby is always read-only),
+# who reads must know a standby. Where the server stands is asked again each time: tomorrow it may be another one.
+_READING = "epoch, maintenance, pg_catalog.pg_is_in_recovery()"
+_WRITING = "epoch, maintenance, pg_catalog.current_setting('transaction_read_only')"
+# Defaults of server, database and role have a say in it, unless BEGIN names the level.
+_ISOLATION = ", pg_catalog.current_setting('transaction_isolation')"
+_OPENING = "SELECT {columns} FROM shardmig.shard WHERE shard = {shard}"
+
+# Asked only when the answer is no.
+_DETAILS = "SELECT pg_catalog.pg_is_in_recovery(), retry_after_s, reason FROM shardmig.shard WHERE shard = {shard}"
 
 # Epoch and flags in ONE statement: under READ COMMITTED two statements may see two epochs, and the flags of one would
 # be kept under the token of the other for good.
@@ -45,25 +61,29 @@ class Opening(NamedTuple):
     Attributes:
         epoch: the token as the server wrote it; only ever compared.
         maintenance: 0 none, 1 read-only, 2 offline.
-        standby: the server is in recovery.
-        isolation: what the transaction really got, in lower case.
-        read_only: the transaction may not write, whoever said so.
-        retry_after_s: seconds after which a client that met maintenance should try again.
-        reason: why the shard is in maintenance.
+        read_only: the transaction may not write, whoever said so; only known of one that wants to.
+        standby: the server is in recovery; only known of a transaction that does not write.
+        isolation: the level, in lower case; only known of a transaction that wants to write.
     """
 
     epoch: bytes
     maintenance: int
-    standby: bool
-    isolation: str
-    read_only: bool
-    retry_after_s: int
-    reason: str | None
+    read_only: bool = False
+    standby: bool = False
+    isolation: str = ""
 
     @property
     def one_snapshot(self) -> bool:
         """Whether every statement of the transaction sees the same data."""
-        return self.isolation in _ONE_SNAPSHOT
+        return self.isolation in ONE_SNAPSHOT
+
+
+class Details(NamedTuple):
+    """Why a shard refuses: what a message says beyond the opening."""
+
+    standby: bool
+    retry_after_s: int
+    reason: str | None
 
 
 class FlagRow(NamedTuple):
@@ -77,17 +97,24 @@ class FlagRow(NamedTuple):
 
 
 class Statements(NamedTuple):
-    """One kind of transaction on one shard, in the encoding of the connection."""
+    """
+    One kind of transaction on one shard, in the encoding of the connection.
+
+    Attributes:
+        isolation: the level that BEGIN names, in lower case; empty when it names none.
+    """
 
     begin: bytes
     opening: bytes
     begin_and_opening: bytes
     flags: bytes
+    details: bytes
+    isolation: str
 
 
 @lru_cache(maxsize=4096)
 def statements(
-    shard: str, *, write: bool, isolation: Isolation | None, deferrable: bool | None, encoding: str
+    shard: str, *, write: bool, isolation: Isolation | None, deferrable: bool | None, encoding: str = "utf-8"
 ) -> Statements:
     """
     Write the statements that begin a transaction.
@@ -96,18 +123,33 @@ def statements(
         WrongShard: no shard can have this name.
         ValueError: no such isolation level.
     """
-    begin = _begin(write=write, isolation=isolation, deferrable=deferrable)
+    level = _level(isolation)
+    begin = _begin(write=write, level=level, deferrable=deferrable)
+    columns = _READING if not write else _WRITING if level else _WRITING + _ISOLATION
     name = _literal(shard)
-    opening, flags = _OPENING.format(shard=name), _FLAGS.format(shard=name)
-    return Statements(*(text.encode(encoding) for text in (begin, opening, f"{begin}; {opening}", flags)))
+    opening = _OPENING.format(columns=columns, shard=name)
+    return Statements(
+        begin=begin.encode(encoding),
+        opening=opening.encode(encoding),
+        begin_and_opening=f"{begin}; {opening}".encode(encoding),
+        flags=_FLAGS.format(shard=name).encode(encoding),
+        details=_DETAILS.format(shard=name).encode(encoding),
+        isolation=level.lower(),
+    )
 
 
-def _begin(*, write: bool, isolation: Isolation | None, deferrable: bool | None) -> str:
+def _level(isolation: Isolation | None) -> str:
+    if isolation is None:
+        return ""
+    level = str(getattr(isolation, "name", isolation)).replace("_", " ").upper()
+    if level not in _LEVELS:
+        raise ValueError(f"no isolation level {isolation!r}: {', '.join(sorted(_LEVELS))}")
+    return level
+
+
+def _begin(*, write: bool, level: str, deferrable: bool | None) -> str:
     words = ["BEGIN"]
-    if isolation is not None:
-        level = str(getattr(isolation, "name", isolation)).replace("_", " ").upper()
-        if level not in _LEVELS:
-            raise ValueError(f"no isolation level {isolation!r}: {', '.join(sorted(_LEVELS))}")
+    if level:
         words.append(f"ISOLATION LEVEL {level}")
     if not write:
         words.append("READ ONLY")
@@ -124,20 +166,34 @@ def _literal(name: str) -> str:
     return f"'{quoted}'" if "\\" not in quoted else "E'{}'".format(quoted.replace("\\", "\\\\"))
 
 
-def read_opening(answer: PGresult, encoding: str) -> Opening | None:
-    """Read the answer to the opening; None: the database has no such shard."""
+def read_opening(answer: PGresult, *, write: bool, isolation: str) -> Opening | None:
+    """
+    Read the answer to the opening; None: the database has no such shard.
+
+    Args:
+        answer: of the statement that `statements` wrote for the same arguments.
+        write: whether the transaction wants to write.
+        isolation: what BEGIN named.
+    """
     if not answer.ntuples:
         return None
     cell = answer.get_value
-    reason = cell(0, 6)
+    epoch, maintenance = cell(0, 0) or b"", int(cell(0, 1) or 0)
+    if not write:
+        return Opening(epoch, maintenance, standby=cell(0, 2) == b"t")
     return Opening(
-        epoch=cell(0, 0) or b"",
-        maintenance=int(cell(0, 1) or 0),
-        standby=cell(0, 2) == b"t",
-        isolation=(cell(0, 3) or b"").decode(),
-        read_only=cell(0, 4) == b"on",
-        retry_after_s=int(cell(0, 5) or 0),
-        reason=None if reason is None else reason.decode(encoding, "replace"),
+        epoch, maintenance, read_only=cell(0, 2) == b"on", isolation=isolation or (cell(0, 3) or b"").decode()
+    )
+
+
+def read_details(answer: PGresult) -> Details:
+    """Read why a shard refuses."""
+    cell = answer.get_value
+    reason = cell(0, 2)
+    return Details(
+        standby=cell(0, 0) == b"t",
+        retry_after_s=int(cell(0, 1) or 0),
+        reason=None if reason is None else reason.decode(errors="replace"),
     )
 
 
