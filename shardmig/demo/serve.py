@@ -33,7 +33,7 @@ def main() -> None:
     often, now_and_then = workload.think_s, workload.rest_s
     jobs = [
         *[(counter, shop, often)] * workload.counters,
-        (slow, shop, now_and_then),
+        *[(slow, shop, now_and_then)] * 2,
         (audit, shop, now_and_then),
         (back_office, office, often),
     ]

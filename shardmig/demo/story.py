@@ -27,8 +27,8 @@ from shardmig.demo.traffic import Traffic
 from shardmig.demo.verdict import Verdict
 from shardmig.fleet import Fleet
 from shardmig.repository import accepted_plans
-from shardmig.todo import Until
 from shardmig.states import State
+from shardmig.todo import Until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -66,12 +66,12 @@ class Scale:
     counters: int = 2
     think_s: float = 0.03
     slow_s: float = 1.5
-    rest_s: tuple[float, float] = (3.0, 0.3)
+    rest_s: tuple[float, float] = (5.0, 0.3)
     breath_s: float = 2.0
 
 
 FULL = Scale()
-FAST = Scale(rows=2_000, slow_s=0.5, rest_s=(1.5, 0.1), breath_s=0.5)
+FAST = Scale(rows=2_000, slow_s=0.6, rest_s=(2.0, 0.1), breath_s=0.5)
 
 
 def migrations_dir() -> Path:
