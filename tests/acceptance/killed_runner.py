@@ -4,7 +4,8 @@ Run `apply --all` of the project in the working directory again and again, killi
 A child is forked for each run, so that only the killed part costs time. Prints how many children were killed.
 
     killed_runner.py moments SEED KILLS SPAN_S    kill at random moments, up to KILLS times, then let one finish
-    killed_runner.py boundary N                   kill at the Nth boundary between two steps, then let one finish
+    killed_runner.py boundaries URL...            on the first URL kill at the first boundary between two steps, on the
+                                                  second at the second, …; each time let one finish
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardmig.cli import project
+from shardmig.config import Shard
 from shardmig.events import BatchDone, Draining, Waiting
 from shardmig.outcomes import Outcome
 
@@ -73,10 +76,15 @@ def moments(here: project.Project, seed: int, kills_max: int, span_s: float) -> 
     return kills_max, code_of(child(here)) or 0
 
 
-def boundary(here: project.Project, number: int) -> tuple[int, int]:
-    if code_of(child(here, boundary=number)) is not None:
-        return 0, 0
-    return 1, code_of(child(here)) or 0
+def boundaries(here: project.Project, urls: list[str]) -> tuple[int, int]:
+    for kills, url in enumerate(urls):
+        shard = Shard.model_validate({"name": "eu1", "url": url})
+        there = replace(here, config=here.config.model_copy(update={"shards": {"eu1": shard}}))
+        if code_of(child(there, boundary=kills + 1)) is not None:
+            return kills, 0
+        if code := code_of(child(there)):
+            return kills, code
+    return len(urls), 0
 
 
 def main() -> int:
@@ -84,8 +92,8 @@ def main() -> int:
     match sys.argv[1:]:
         case ["moments", seed, kills_max, span_s]:
             kills, code = moments(here, int(seed), int(kills_max), float(span_s))
-        case ["boundary", number]:
-            kills, code = boundary(here, int(number))
+        case ["boundaries", *urls]:
+            kills, code = boundaries(here, urls)
         case _:
             return 2
     sys.stdout.write(f"{kills}\n")

@@ -46,9 +46,10 @@ def test_a_kill_at_every_boundary_between_steps_changes_nothing_of_the_result(se
     project.run("apply", "--all")
     undisturbed = project.picture("eu1")
 
-    boundary = 1
-    while kill(seeded(), "boundary", boundary):
-        assert undisturbed == project.picture("eu1"), f"boundary {boundary}"
-        boundary += 1
+    copies = [seeded().shards["eu1"] for _ in range(40)]
+    kills = kill(project, "boundaries", *(shard.url.get_secret_value() for shard in copies))
 
-    assert boundary > 12, "fewer boundaries than two migrations with a move have"
+    assert 12 < kills < 40, "two migrations with a move have more boundaries than 12, and all must be reached"
+    for number, shard in enumerate(copies[:kills], 1):
+        project.shards["eu1"] = shard
+        assert undisturbed == project.picture("eu1"), f"boundary {number}"
