@@ -88,7 +88,7 @@ class Token:
     offset: int
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=256)  # a plan looks at each of its statements a few times
 def parse(sql: str) -> list[Node]:
     """
     Parse a text into its statements; treat the tree as read-only, it is kept.
@@ -206,9 +206,9 @@ def _message(message: Any) -> Any:  # noqa: ANN401 - protobuf messages are untyp
     if shape.scalar is not None:
         return fields[0][1] if fields else shape.scalar
     node: dict[str, Any] = {}
+    known = shape.fields
     for field, value in fields:
-        name = field.name
-        convert = shape.convert[name]
+        name, convert = known[field.number]
         node[name] = value if convert is None else convert(value)
     if shape.is_list:
         return node.get("items", [])
@@ -218,14 +218,16 @@ def _message(message: Any) -> Any:  # noqa: ANN401 - protobuf messages are untyp
 class _Shape:
     """How messages of one type are turned into nodes: worked out once, used for every message."""
 
-    __slots__ = ("convert", "is_list", "name", "scalar", "union")
+    __slots__ = ("fields", "is_list", "name", "scalar", "union")
 
     def __init__(self, descriptor: Any) -> None:  # noqa: ANN401 - as above
         self.name: str = descriptor.name
         self.union = self.name == "Node"
         self.is_list = self.name in ("List", "IntList", "OidList")
         self.scalar = _SCALARS.get(self.name)
-        self.convert: dict[str, Callable[[Any], Any] | None] = {f.name: _converter(f) for f in descriptor.fields}
+        self.fields: dict[int, tuple[str, Callable[[Any], Any] | None]] = {
+            field.number: (field.name, _converter(field)) for field in descriptor.fields
+        }
 
 
 _SCALARS: dict[str, str | int | bool] = {"String": "", "Integer": 0, "Boolean": False}
@@ -241,5 +243,5 @@ def _converter(field: Any) -> Callable[[Any], Any] | None:  # noqa: ANN401 - as 
         return (lambda values: [_message(v) for v in values]) if field.is_repeated else _message
     if field.enum_type is not None:
         names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
-        return lambda value: names.get(value, str(value))
+        return lambda value: names[value] if value in names else str(value)
     return None
