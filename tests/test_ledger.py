@@ -319,3 +319,16 @@ async def test_what_is_recorded_with_a_flip_is_not_kept_without_it(shard: Shard)
         records = await ledger.read(here.session)
         assert records is not None
         assert records.steps[REVISION, 1].status == "RUNNING"
+
+
+async def test_a_flip_is_for_the_flag_as_it_was_read(shard: Shard, connect: Connect) -> None:
+    """The state is the same again, but somebody was there in between."""
+    async with moving(shard, same_table(), T, dual=False) as here:
+        stale = await here.flag()
+        psql = connect(shard)
+        psql.execute("SELECT shardmig.switch('x', 'DUAL', '')")
+        psql.execute("UPDATE shardmig.flag SET drained = true")
+        psql.execute("SELECT shardmig.switch('x', 'OLD', '')")
+
+        with pytest.raises(SwitchRefused, match="meanwhile"):
+            await switching.flip(here.turn, stale, State.DUAL)
