@@ -149,6 +149,26 @@ class Fleet:
 
         return await self._at_once(ask)
 
+    async def each(self, do: Callable[[Session], Awaitable[object]]) -> Report:
+        """Do one thing in a runner's session on every target; what it raises is that shard's outcome."""
+
+        async def work(run: Run) -> None:
+            await do(run.session)
+
+        return await self._each(work)
+
+    async def ask(self, question: Callable[[Session], Awaitable[T]]) -> dict[str, T | ShardmigError]:
+        """Ask every target one question; the answer, or why there is none, by the shard's name."""
+
+        async def one(shard: Shard) -> tuple[str, T | ShardmigError]:
+            try:
+                async with self._session(shard, purpose="read") as session:
+                    return shard.name, await question(session)
+            except ShardmigError as error:
+                return shard.name, error
+
+        return dict(await self._at_once(one))
+
     # ----------------------------------------------------------------------------------------------------------------
 
     async def _status(self, session: Session, until: Until, *, log: bool) -> ShardStatus:

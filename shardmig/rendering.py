@@ -59,6 +59,7 @@ def load_plans(
     before_import: Callable[[Script], None] | None = None,
     fingerprint: Callable[[str], str] | None = None,
     rerender: bool = False,
+    start_after: str = "",
 ) -> tuple[LoadedPlan, ...]:
     """
     Load the plans of a migrations directory, oldest first.
@@ -72,13 +73,14 @@ def load_plans(
         fingerprint: gives two SQL texts the same value only if they mean the same, literals included; without it a
             text that is laid out differently is another text.
         rerender: also render scripts that did not change: a plan file edited by hand shows.
+        start_after: as for `load_scripts`.
 
     Raises:
         ScriptError: a script or the history is not in order.
         PlanError: a plan file is damaged.
         StalePlan: a plan file is not what its script renders to.
     """
-    scripts = load_scripts(directory)
+    scripts = load_scripts(directory, start_after=start_after)
     renderer = Renderer(scripts, before_import=before_import)
     return tuple(_load(script, renderer, fingerprint, rerender=rerender) for script in scripts)
 

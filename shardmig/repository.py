@@ -33,7 +33,11 @@ def loaded_plans(config: Config, *, rerender: bool = False) -> tuple[LoadedPlan,
         LintFailed: a script that had to be rendered is refused before it is imported.
     """
     return load_plans(
-        config.migrations_dir, before_import=refusing(config), fingerprint=sqltree.fingerprint, rerender=rerender
+        config.migrations_dir,
+        before_import=refusing(config),
+        fingerprint=sqltree.fingerprint,
+        rerender=rerender,
+        start_after=config.lint.start_after,
     )
 
 

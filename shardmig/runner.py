@@ -96,6 +96,12 @@ class Run:
         """
         if not todo:
             return True
+        after = self.config.lint.start_after
+        if after and after not in records.migrations:
+            raise PreflightFailed(
+                f"this shard was not adopted at {after}; `shardmig adopt --shard {records.shard}` first",
+                shard=records.shard,
+            )
         if records.maintenance == 0 and (offline := [t.plan.revision for t in todo if not t.plan.online]):
             raise PreflightFailed(
                 f"{offline[0]} wants the shard in maintenance; `shardmig maintenance on --shard {records.shard}` first",

@@ -101,17 +101,26 @@ class Script:
 # The history
 
 
-def load_scripts(directory: Path) -> tuple[Script, ...]:
+def load_scripts(directory: Path, *, start_after: str = "") -> tuple[Script, ...]:
     """
     Read the scripts of a migrations directory, oldest first; none of them is executed.
+
+    Args:
+        directory: the migrations directory.
+        start_after: revision up to which history was plain Alembic's; it and all before it are left out, unjudged,
+            branches and merges included.
 
     Raises:
         ScriptError: a script cannot be read, the history is not linear, or `HEAD` names something else.
     """
     if not directory.is_dir():
         raise ScriptError(f"there is no migrations directory {directory}; `shardmig init` makes one")
-    scripts = _linear([read_script(path) for path in _paths(directory)], directory)
-    _check_head(directory, scripts)
+    paths = _paths(directory)
+    if start_after:
+        paths = _paths_after(paths, start_after, directory)
+    scripts = _linear([read_script(path) for path in paths], directory, start_after)
+    if scripts or not start_after:
+        _check_head(directory, scripts)
     return scripts
 
 
@@ -119,7 +128,34 @@ def _paths(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("*.py") if not path.name.startswith(("_", ".")))
 
 
-def _linear(scripts: list[Script], directory: Path) -> tuple[Script, ...]:
+def _paths_after(paths: list[Path], start_after: str, directory: Path) -> list[Path]:
+    """Leave out the scripts of an adopted history: `start_after` and all its ancestors."""
+    parents = {path: _lineage(path) for path in paths}
+    known = {revision: path for path, (revision, _) in parents.items() if revision}
+    if start_after not in known:
+        raise ScriptError(f"[lint] start_after names {start_after}, which no script in {directory.name}/ is")
+    adopted, queue = set(), [start_after]
+    while queue:
+        path = known.get(queue.pop())
+        if path is not None and path not in adopted:
+            adopted.add(path)
+            queue += parents[path][1]
+    return [path for path in paths if path not in adopted]
+
+
+def _lineage(path: Path) -> tuple[str | None, tuple[str, ...]]:
+    """Read a script's revision and what it follows, whatever else is in it; (None, ()) when that cannot be read."""
+    try:
+        assigned = dict(_assigned(ast.parse(path.read_bytes())))
+        revision, parents = (
+            ast.literal_eval(assigned[name]) if name in assigned else None for name in ("revision", "down_revision")
+        )
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None, ()
+    return revision, (parents,) if isinstance(parents, str) else tuple(parents or ())
+
+
+def _linear(scripts: list[Script], directory: Path, start_after: str = "") -> tuple[Script, ...]:
     """Order scripts by their parents; refuse anything but one line from the first to the newest."""
     known: dict[str, Script] = {}
     for script in scripts:
@@ -130,7 +166,7 @@ def _linear(scripts: list[Script], directory: Path) -> tuple[Script, ...]:
             )
         known[script.revision] = script
     for script in scripts:
-        if script.parent is not None and script.parent not in known:
+        if script.parent not in {None, start_after or None} and script.parent not in known:
             raise ScriptError(
                 f"down_revision {script.parent} is no revision in {directory.name}/; restore its script, or name the "
                 "revision before this one",
@@ -160,7 +196,7 @@ def _heads(scripts: Iterable[Script]) -> list[Script]:
 def _ancestry(head: Script, known: dict[str, Script]) -> list[Script]:
     """Return a script and all before it, oldest first."""
     line = [head]
-    while line[-1].parent is not None and known[line[-1].parent] not in line:
+    while line[-1].parent in known and known[line[-1].parent] not in line:
         line.append(known[line[-1].parent])
     return line[::-1]
 
@@ -332,7 +368,9 @@ def _allowed(source: str) -> Iterator[str]:
 # New scripts
 
 
-def revision(directory: Path, message: str, *, upgrade: str | None = None, rest: str = "") -> Path:
+def revision(
+    directory: Path, message: str, *, upgrade: str | None = None, rest: str = "", start_after: str = ""
+) -> Path:
     """
     Write a new script behind the newest one, and name it in `HEAD`.
 
@@ -341,6 +379,7 @@ def revision(directory: Path, message: str, *, upgrade: str | None = None, rest:
         message: what the migration does; its words make the revision's id.
         upgrade: body of upgrade(), indented; a comment and `pass` if None.
         rest: what follows upgrade(), for instance a function move().
+        start_after: as for `load_scripts`.
 
     Returns:
         The script's path.
@@ -349,12 +388,13 @@ def revision(directory: Path, message: str, *, upgrade: str | None = None, rest:
         ScriptError: the message has no letters, or the history is not in order.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    scripts = load_scripts(directory)
+    scripts = load_scripts(directory, start_after=start_after)
+    parent = scripts[-1].revision if scripts else start_after
     name = f"{_next_number(scripts):04d}_{_slug(message)}"
     text = _TEMPLATE.format(
         message=" ".join(message.split()).replace("\\", "\\\\").replace('"', '\\"'),
         revision=name,
-        parent=f'"{scripts[-1].revision}"' if scripts else "None",
+        parent=f'"{parent}"' if parent else "None",
         upgrade=upgrade or _NOTHING_YET,
     )
     path = directory / f"{name}.py"
@@ -382,7 +422,7 @@ def _slug(message: str) -> str:
     return slug if slug[0].isalpha() else f"r_{slug}"
 
 
-def rebase(directory: Path) -> list[Path]:
+def rebase(directory: Path, *, start_after: str = "") -> list[Path]:
     """
     Put one of two branches behind the other: the one that `HEAD` does not name is given the other as parent.
 
@@ -395,7 +435,8 @@ def rebase(directory: Path) -> list[Path]:
     Raises:
         ScriptError: there is only one head, or `HEAD` does not name one of them.
     """
-    scripts = [read_script(path) for path in _paths(directory)]
+    paths = _paths_after(_paths(directory), start_after, directory) if start_after else _paths(directory)
+    scripts = [read_script(path) for path in paths]
     known = {script.revision: script for script in scripts}
     heads = _heads(scripts)
     if len(heads) < 2:  # noqa: PLR2004 - a branch has two ends

@@ -80,7 +80,7 @@ def pending(
     known = {accepted.plan.revision for accepted in plans}
     last = max((records.migrations[r].position for r in known if r in records.migrations), default=0)
     for row in records.migrations.values():
-        if row.revision not in known and row.position < last:
+        if row.revision not in known and 0 < row.position < last:
             raise PlanChanged(
                 f"{records.shard}: {row.revision} was applied there and is missing here; restore its script and plan"
             )

@@ -9,7 +9,7 @@ import pytest
 from shardmig import derivation
 from shardmig.config import Lint
 from shardmig.errors import LintFailed
-from shardmig.lint import History, accept, lint_plan
+from shardmig.lint import accept, lint_plan
 from shardmig.plan import Move, Plan, Statement, Switch
 from shardmig.states import State
 
@@ -185,17 +185,6 @@ def test_a_flag_or_revision_stands_once_and_needs_names_one_that_is_there() -> N
     assert codes(plan(revision="0002_x", flag="names"), first) == ["SM220"]
     assert codes(plan(revision="0001_names", flag="names"), first) == ["SM220"]
     assert codes(plan(revision="0002_x", needs=("nmaes",)), first) == ["SM220"]
-
-
-def test_history_up_to_the_adopted_revision_is_not_judged() -> None:
-    settings = Lint(start_after="0001_old")
-    old = plan(statement("DROP TABLE t"), revision="0001_old")
-    new = plan(statement("DROP TABLE t"), revision="0002_new")
-    history = History(settings)
-
-    assert history.lint(old) == ()
-    history.add(old)
-    assert [violation.code for violation in history.lint(new)] == ["SM101"]
 
 
 def test_a_name_that_another_table_has_and_an_index_on_long_text_are_warned_of() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from shardmig.cli import (
+    adopt,
     apply,
     check,
     demo,
@@ -63,7 +64,23 @@ def _root(
     """Change the schema of a sharded PostgreSQL application while it runs."""
 
 
-for verb in (init, revision, plan, lint, check, apply, switch, maintenance, status, gate, history, show, demo, rule):
+for verb in (
+    init,
+    revision,
+    plan,
+    lint,
+    check,
+    apply,
+    switch,
+    maintenance,
+    status,
+    gate,
+    history,
+    show,
+    adopt,
+    demo,
+    rule,
+):
     verb.register(app)
 app.add_typer(local.app, name="local")
 

@@ -40,7 +40,7 @@ def plan(
     from shardmig.scripts import load_scripts
 
     here = configuration.load(config)
-    scripts = load_scripts(here.migrations_dir)
+    scripts = load_scripts(here.migrations_dir, start_after=here.lint.start_after)
     unknown = set(revisions or ()) - {script.revision for script in scripts}
     if unknown:
         newest = scripts[-1].revision if scripts else "none"

@@ -30,6 +30,10 @@ def revision(
     if rebase == (message is not None):
         raise ConfigError("say -m TEXT for a new script, or --rebase to join two heads")
     here = configuration.load(config)
-    written = scripts.rebase(here.migrations_dir) if rebase else [scripts.revision(here.migrations_dir, str(message))]
+    directory, after = here.migrations_dir, here.lint.start_after
+    if rebase:
+        written = scripts.rebase(directory, start_after=after)
+    else:
+        written = [scripts.revision(directory, str(message), start_after=after)]
     for path in written:
         console.tell(f"wrote {path}")

@@ -84,11 +84,11 @@ class History:
 
     def findings(self, plan: Plan) -> tuple[Violation, ...]:
         """Judge a plan against this history, whatever it allows."""
-        return (*self._identity(plan), *self._steps(plan)) if self._judged(plan) else ()
+        return (*self._identity(plan), *self._steps(plan))
 
     def lint(self, plan: Plan) -> tuple[Violation, ...]:
         """Judge a plan against this history, which stays as it is; what the plan allows is marked."""
-        return tuple(_allowed(plan, self.findings(plan))) if self._judged(plan) else ()
+        return tuple(_allowed(plan, self.findings(plan)))
 
     def accept(self, plan: Plan) -> AcceptedPlan:
         """
@@ -103,11 +103,6 @@ class History:
             lines = "\n".join(f"  {violation}" for violation in failing)
             raise LintFailed(f"{plan.revision} is not additive:\n{lines}", violations=violations)
         return self._sealed(plan)
-
-    def _judged(self, plan: Plan) -> bool:
-        """Whether a plan stands after the history that was adopted unseen."""
-        after = self.settings.start_after
-        return not after or (plan.revision != after and after in self.revisions)
 
     def _identity(self, plan: Plan) -> Iterator[Violation]:
         other = self.by_flag.get(plan.flag)

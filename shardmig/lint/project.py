@@ -83,7 +83,7 @@ def lint_directory(directory: Path, settings: Lint, *, only: Collection[Path] | 
     broken = [violation for path in paths for violation in _unreadable(path, settings)]
     if broken:
         return Linted(tuple(broken), {str(v.path): _text(directory, str(v.path)) for v in broken}, len(paths))
-    scripts = load_scripts(directory)
+    scripts = load_scripts(directory, start_after=settings.start_after)
     judged = _Directory(scripts, settings)
     reported = [
         (script, found)
@@ -131,19 +131,15 @@ class _Directory:
 
     def walk(self) -> Iterator[tuple[Script, list[Violation]]]:
         """Judge script after script; one that cannot be rendered is reported and adds nothing."""
-        after = self.settings.start_after
-        seen = not after
         for script in self.scripts:
-            found = list(lint_script(script.source, path=script.name, settings=self.settings)) if seen else []
+            found = list(lint_script(script.source, path=script.name, settings=self.settings))
             plan = None
-            if not any(violation.fails for violation in found) or not seen:
+            if not any(violation.fails for violation in found):
                 plan, problem = self._plan(script)
                 found += problem
             if plan is not None:
-                if seen:
-                    found = _with_allowances(script, found, self.history.findings(plan))
+                found = _with_allowances(script, found, self.history.findings(plan))
                 self.history.add(plan)
-            seen = seen or script.revision == after
             yield script, found
 
     def _plan(self, script: Script) -> tuple[Plan | None, list[Violation]]:

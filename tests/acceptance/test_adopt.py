@@ -1,0 +1,86 @@
+"""Shards that plain Alembic brought somewhere are adopted there, and go on with shardmig."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Project
+
+OLD_SCRIPT = '''"""plain Alembic"""
+from alembic import op
+
+revision, down_revision = "{revision}", {parent!r}
+
+
+def upgrade():
+    op.drop_table("whatever_it_did")
+    for row in op.get_bind().execute("SELECT 1"):
+        pass
+'''
+
+
+@pytest.fixture
+def legacy(project: Project) -> Project:
+    """Make a history with a branch and a merge, and bring every shard to its head."""
+    for path in project.migrations.iterdir():
+        if path.is_file():
+            path.unlink()
+    for revision, parent in {"a1": None, "b1": "a1", "b2": "a1", "c1": ("b1", "b2")}.items():
+        (project.migrations / f"{revision}_old.py").write_text(OLD_SCRIPT.format(revision=revision, parent=parent))
+    for shard in project.shards:
+        project.query(shard, "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)")
+        project.query(shard, "INSERT INTO alembic_version VALUES ('c1')")
+        project.query(shard, "CREATE TABLE customer (id bigint PRIMARY KEY, full_name text)")
+    project.write_toml('[lint]\nstart_after = "c1"\n')
+    return project
+
+
+def test_adopted_shards_go_on_after_the_history_of_alembic(legacy: Project) -> None:
+    path = legacy.run("revision", "-m", "add a nickname").out.split()[-1]
+    script = legacy.root / path
+    assert 'down_revision = "0001_add_a_nickname", "c1"' in script.read_text()
+    script.write_text(
+        script.read_text().replace("    pass", '    op.add_column("customer", sa.Column("nickname", sa.Text))')
+    )
+    legacy.run("plan")
+    legacy.run("check")
+    assert "clean" in legacy.run("lint").out
+
+    assert "shardmig adopt" in legacy.run("apply", "--all", code=1).out
+    before = legacy.query("eu1", "SELECT oid, relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
+    legacy.run("adopt", "--all")
+    assert before == legacy.query(
+        "eu1", "SELECT oid, relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+    )
+    legacy.run("adopt", "--all")
+
+    legacy.run("apply", "--all")
+    assert [("text",)] == legacy.query(
+        "eu1", "SELECT data_type FROM information_schema.columns WHERE column_name = 'nickname'"
+    )
+    assert "adopt" in legacy.run("history", "--shard", "eu1").out
+
+
+def test_shards_at_different_revisions_are_refused_with_the_list(legacy: Project) -> None:
+    legacy.query("us1", "UPDATE alembic_version SET version_num = 'b1'")
+
+    refused = legacy.run("adopt", "--all", code=2)
+
+    assert re.search(r"eu1: c1\n.*us1: b1", refused.err, re.DOTALL)
+    assert [(None,)] == legacy.query("eu1", "SELECT to_regnamespace('shardmig')")
+
+
+def test_without_start_after_the_line_to_write_is_named(legacy: Project) -> None:
+    legacy.write_toml()
+
+    assert 'start_after = "c1"' in legacy.run("adopt", "--all", code=2).err
+
+
+def test_a_start_after_that_no_script_has_is_an_error(legacy: Project) -> None:
+    legacy.write_toml('[lint]\nstart_after = "zz"\n')
+
+    assert "zz" in legacy.run("lint", code=2).err
