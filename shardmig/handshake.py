@@ -39,6 +39,12 @@ _SETTINGS = {
     "bytea_output": "hex",
     "idle_in_transaction_session_timeout": "10s",  # a stopped runner must not keep locks; flights need no client
     "jit": "off",  # compiling costs more than any statement of ours but the moves, which are simple
+    # The server, too, notices within half a minute that nobody is there any more. By its own default it would keep the
+    # runner's lock for hours, and the runner that comes back would meet itself.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
 }
 _OFF_SINCE = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}  # setting → server version
 
