@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from shardmig import checks
 from shardmig.checks import Milestones, compare, disagreeing, estimate, refuse_lossy, rows_by_statistics
-from shardmig.errors import CheckFailed, PreflightFailed
+from shardmig.errors import CheckFailed, Fenced, Overloaded, PreflightFailed
 from shardmig.events import BatchDone
 from shardmig.keyset import BY_INDEX, batch_end, bound, either_end, end_of, last_key
 from shardmig.ledger import translated
@@ -30,6 +30,7 @@ from shardmig.session import Query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from shardmig.checks import Direction, Disagreement
     from shardmig.config import Pace
@@ -89,6 +90,7 @@ class MoveRun:
     _patience: Patience = field(init=False)
     _row: StepRow = field(init=False)
     _ahead: _Ahead | None = field(init=False, default=None)
+    _bounded_at: datetime | None = field(init=False, default=None)
     _looked_at: float = field(init=False, default=0.0)
     _milestones: Milestones = field(init=False, default_factory=Milestones)
     _compared: Key | None = field(init=False, default=None)
@@ -113,7 +115,7 @@ class MoveRun:
             SwitchRefused: the flag is not in the state that this direction needs, or not drained.
             CheckFailed: rows disagree that a repair did not mend; the message shows keys.
             StepFailed: the server refused the move's SQL.
-            LockNotObtained, ShardUnreachable: what is usually waited for did not pass.
+            LockNotObtained, Overloaded, ShardUnreachable: what is usually waited for did not pass.
         """
         try:
             await self._patience.do(self._claim)
@@ -157,13 +159,16 @@ class MoveRun:
 
     async def _claim(self) -> None:
         """Read where the move stands; whatever is under way elsewhere has ended when this returns."""
-        self._row = await self.turn.claim(self.revision, self.number)
-        self._ahead = None
-        self._compared = self._row.check_cursor
+        row = await self.turn.claim(self.revision, self.number)
+        if self._bounded_at is not None and row.bounded_at != self._bounded_at:
+            # A flip has forgotten the progress, or a failover its beginning.
+            raise Fenced("the flag was switched while rows moved; apply again", shard=self.turn.shard, step=self._where)
+        self._row, self._ahead, self._compared = row, None, row.check_cursor
 
     async def _begin(self) -> None:
         """Read the last key to move, after the drain: whoever writes later rows writes both representations."""
         if self._row.bounded_at is not None and self._row.direction == self.direction:
+            self._bounded_at = self._row.bounded_at
             return
         last, estimated = await self.turn.session.flight([last_key(self.move), rows_by_statistics(self.move)])
         upto = [str(part) for part in last.rows[0]] if last.rows else None
@@ -175,6 +180,7 @@ class MoveRun:
             ]
         )
         await self._claim()
+        self._bounded_at = self._row.bounded_at
 
     async def _next_batch(self) -> None:
         """Move one range of keys: step row, rows and COMMIT in one flight, and behind them the look for the next."""
@@ -255,8 +261,13 @@ class MoveRun:
         """Look at the server now and then, and rest while the brakes or an operator say so."""
         if time.monotonic() - self._looked_at < _LOOK_S:
             return
-        said = None
+        said, since = None, time.monotonic()
         while (reason := await self._patience.do(self._reason_to_wait)) is not None:
+            if time.monotonic() - since > self.pace.max_rest_s:
+                raise Overloaded(
+                    f"the move of {self.move.table} rests: {reason}; what is moved stays, apply again when that is over",
+                    shard=self.turn.shard,
+                )
             self._patience.say(reason)
             if reason != said:
                 said = reason

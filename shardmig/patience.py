@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from psycopg import errors as pg
 
-from shardmig.errors import InDoubt, LockNotObtained, ShardBusy, ShardError, ShardUnreachable, StepFailed
+from shardmig.errors import (
+    InDoubt,
+    LockNotObtained,
+    NotPrimary,
+    ShardBusy,
+    ShardError,
+    ShardUnreachable,
+    StepFailed,
+)
 from shardmig.events import Waiting
 from shardmig.session import is_connection_lost, is_transient, pointer
 
@@ -138,7 +146,7 @@ class Patience:
         while True:
             try:
                 await self.turn.renew()
-            except (ShardUnreachable, ShardBusy, InDoubt, pg.OperationalError) as error:
+            except (ShardUnreachable, ShardBusy, NotPrimary, InDoubt, pg.OperationalError) as error:
                 if time.monotonic() > deadline:
                     raise self._failure(error, "") from error
                 await self.rest(0.2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 from moving import REVISION, blocked, customers, moving, notes, same_table, second_table
-from servers import other_majors
+from servers import await_caught_up, other_majors, standby_of
 
 from shardmig import local, switching
 from shardmig.config import Pace, SessionSettings, Shard
@@ -330,6 +330,64 @@ async def test_a_switch_ends_a_running_move(shard: Shard, connect: Connect) -> N
         with pytest.raises(Fenced):
             await here.run(pace=SMALL, listener=switch).run()
         assert (None, 0) == ((await here.step()).cursor, (await here.step()).rows)
+
+
+async def test_a_switch_that_hides_behind_a_lost_connection_ends_the_move_too(shard: Shard, connect: Connect) -> None:
+    """The progress is forgotten: what is claimed anew is not the move that was under way."""
+    async with moving(shard, same_table(), T, customers(100)) as here:
+        psql = connect(shard)
+
+        def switch(event: Event) -> None:
+            if isinstance(event, BatchDone) and event.rows_done == 30:
+                psql.execute("SELECT shardmig.switch('x', 'OLD', 'enough')")
+                psql.execute("SELECT pg_terminate_backend(%s)", [here.session.backend_pid])
+
+        with pytest.raises(Fenced, match="switched while rows moved"):
+            await here.run(pace=SMALL, listener=switch).run()
+        assert [(30,)] == await here.rows("SELECT count(b) FROM t")
+
+
+async def test_a_move_goes_on_at_the_promoted_standby() -> None:
+    """Whatever the standby had not heard of is missing there, rows and record alike."""
+    with local.Server.start("primary") as primary, standby_of(primary) as standby:
+        primary.create_database("shop")
+        ports = f"{primary.port},{standby.port}"
+        where = f"host={primary.socket_dir},{standby.socket_dir} port={ports} dbname=shop user=postgres"
+        url = f"{where} target_session_attrs=read-write"
+        shard = Shard.model_validate({"name": "eu1", "url": url})
+        async with moving(shard, same_table(), T, customers(1000)) as here:
+            await_caught_up(primary, standby)
+            failing = asyncio.Event()
+
+            def fail(event: Event) -> None:
+                if isinstance(event, BatchDone) and event.rows_done >= 500:
+                    failing.set()
+
+            pace = SMALL.model_copy(update={"max_replica_lag_s": None})
+            run = asyncio.create_task(here.run(pace=pace, listener=fail).run())
+            await failing.wait()
+            await asyncio.to_thread(primary.stop, "immediate")
+            with psycopg.connect(standby.url("shop"), autocommit=True) as there:
+                there.execute("SELECT pg_promote()")
+
+            assert await run
+            assert [(1000, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
+            assert here.session.connection.info.port == standby.port
+
+
+async def test_vacuum_an_index_build_and_a_long_reader_do_not_stop_a_move(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, customers(2000)) as here:
+        reader = connect(shard)
+        reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t")
+        run = asyncio.create_task(here.run(pace=SMALL).run())
+        await asyncio.to_thread(connect(shard).execute, "VACUUM t")
+        build = asyncio.to_thread(connect(shard).execute, "CREATE INDEX CONCURRENTLY ON t (b)")
+        building = asyncio.create_task(build)
+
+        assert await run
+        reader.execute("COMMIT")
+        await building
+        assert [(2000, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
 
 
 async def test_rows_move_back_after_done(shard: Shard, connect: Connect) -> None:
