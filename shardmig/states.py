@@ -11,8 +11,8 @@ The ledger's trigger, the runner and the protocol's model all read `EDGES`; noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 __all__ = ["EDGES", "Edge", "Guard", "State", "edge", "route"]
 
@@ -51,8 +51,7 @@ class Guard(Enum):
     OLD_VALID = "old_valid"  # old is fresh: DONE was never visited, or a reverse move was checked
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(NamedTuple):
     """
     One lawful change of a flag.
 

@@ -546,6 +546,17 @@ async def test_a_task_cancelled_in_begin_or_inside_leaves_an_idle_connection(
     assert [] == ledger.connection.execute("SELECT id FROM note").fetchall()
 
 
+async def test_a_rollback_that_fails_does_not_hide_why_it_was_tried(
+    shard: Shard, ledger: Ledger, flags: Flags, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = connect(shard)
+
+    with suppress(ZeroDivisionError), flags.transaction(connection, shard="eu1"):
+        connection.transaction().__enter__()  # never left: psycopg then forbids rollback()
+        raise ZeroDivisionError
+    assert ["shard eu1: rollback failed"] == [message[:26] for message in caplog.messages]
+
+
 async def test_two_tasks_cannot_begin_on_one_connection(
     shard: Shard, ledger: Ledger, flags: Flags, aconnect: Any
 ) -> None:

@@ -7,7 +7,6 @@ imported here; its errors are told by `sqlstate`.
 
 from __future__ import annotations
 
-import logging
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 from weakref import WeakKeyDictionary, WeakSet
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["AsyncTransaction", "Fence", "Flags", "Transaction"]
 
 Fence = Literal["piggyback", "prepared"]
-
-_logger = logging.getLogger("shardmig.flags")
 
 _IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = range(4)  # pq.TransactionStatus
 _NO_LEDGER = frozenset({"42P01", "3F000"})  # undefined_table, invalid_schema_name
@@ -337,7 +334,7 @@ class Transaction(_Begin, AbstractContextManager["View"]):
             try:
                 self._connection.rollback()
             except Exception as error:  # noqa: BLE001 - the first failure is the one to tell
-                _logger.warning("shard %s: rollback failed: %s", self._shard, error)
+                _warn(self._shard, error)
 
 
 class AsyncTransaction(_Begin, AbstractAsyncContextManager["View"]):
@@ -387,7 +384,7 @@ class AsyncTransaction(_Begin, AbstractAsyncContextManager["View"]):
             try:
                 await self._connection.rollback()
             except Exception as error:  # noqa: BLE001 - the first failure is the one to tell
-                _logger.warning("shard %s: rollback failed: %s", self._shard, error)
+                _warn(self._shard, error)
 
 
 class _Message(NamedTuple):
@@ -395,6 +392,12 @@ class _Message(NamedTuple):
 
     sql: bytes
     prepare: bool = False
+
+
+def _warn(shard: str, error: Exception) -> None:
+    import logging  # noqa: PLC0415 - a fifth of what `import shardmig` would cost, for what hardly ever happens
+
+    logging.getLogger("shardmig.flags").warning("shard %s: rollback failed: %s", shard, error)
 
 
 def _last_answer(cursor: Any) -> PGresult:  # noqa: ANN401 - Cursor or AsyncCursor; nextset() waits for nothing
