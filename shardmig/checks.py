@@ -50,7 +50,6 @@ _SAMPLE_ROWS = 500  # at each end of the table, for the lossy test
 _SAMPLE_TRIES = 40
 _SHOWN = 20  # keys in a message
 _OVERHEAD_S = 0.0015  # of a batch, beside its statement: fence, COMMIT, round trip
-_SAMPLE_LOCAL = {**BY_INDEX, "lock_timeout": "50ms", "statement_timeout": "10s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +192,9 @@ async def refuse_lossy(session: Session, revision: str, number: int, move: Move)
 
 async def _rolled_back(session: Session, queries: list[Query]) -> list[Result]:
     """Run queries in one flight whose transaction is rolled back; locked rows are not waited for long, but often."""
-    names = ", ".join(f"set_config(${n}, ${n + 1}, true)" for n in range(1, 2 * len(_SAMPLE_LOCAL), 2))
-    local = Query(f"SELECT {names}", [text for pair in _SAMPLE_LOCAL.items() for text in pair])
+    lock_ms = session.settings.lock_timeout_ms[0]  # other rows are locked meanwhile
+    limits = {**BY_INDEX, "lock_timeout": f"{lock_ms}ms", "statement_timeout": "10s"}
+    local = Query("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items()))
     for attempt in range(_SAMPLE_TRIES):
         try:
             # One snapshot for all: a row that an application inserts in between was never moved, and is not lost.
