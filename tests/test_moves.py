@@ -141,6 +141,67 @@ async def test_far_apart_keys_make_no_empty_batches(shard: Shard) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Hand-written
+
+
+async def test_many_rows_become_one(shard: Shard) -> None:
+    """Orders are added up per customer, whose row is walked and locked."""
+    read = (
+        "WITH customers AS MATERIALIZED (SELECT id FROM t WHERE {batch}%s), orders AS MATERIALIZED ("
+        "SELECT customer, amount FROM bought WHERE customer IN (SELECT id FROM customers)%s), totals AS ("
+        "SELECT id, coalesce(sum(amount), 0) AS total FROM customers LEFT JOIN orders ON customer = id GROUP BY id) "
+    )
+    move = second_table(
+        forward=read % (" FOR SHARE", " FOR SHARE") + "INSERT INTO u (t_id, total) SELECT id, total FROM totals "
+        "ON CONFLICT (t_id) DO UPDATE SET total = excluded.total",
+        check=read % ("", "")
+        + "SELECT totals.id FROM totals LEFT JOIN u ON t_id = totals.id WHERE u.total IS DISTINCT FROM totals.total",
+    )
+    async with moving(
+        shard,
+        move,
+        T,
+        "CREATE TABLE bought (id int PRIMARY KEY, customer bigint, amount numeric)",
+        "CREATE INDEX ON bought (customer)",
+        "CREATE TABLE u (t_id bigint PRIMARY KEY, total numeric)",
+        customers(100),
+        "INSERT INTO bought SELECT g, 1 + g % 90, g FROM generate_series(1, 1000) g",
+    ) as here:
+        assert await here.run(pace=SMALL).run()
+
+        expected = (
+            "SELECT t.id, coalesce(sum(amount), 0) FROM t LEFT JOIN bought ON customer = t.id GROUP BY 1 ORDER BY 1"
+        )
+        assert await here.rows(expected) == await here.rows("SELECT t_id, total FROM u ORDER BY 1")
+
+
+async def test_one_row_becomes_many(shard: Shard) -> None:
+    """A list becomes rows; the second table's key begins with the first one's."""
+    wanted = "SELECT id, place, word FROM t, unnest(string_to_array(a, ' ')) WITH ORDINALITY AS w (word, place)"
+    move = second_table(
+        forward=(
+            "WITH source AS MATERIALIZED (SELECT id, a FROM t WHERE {batch} FOR SHARE), words AS ("
+            + wanted.replace("FROM t,", "FROM source,")
+            + "), gone AS (DELETE FROM u USING source "
+            "WHERE t_id = id AND place > cardinality(string_to_array(source.a, ' '))) "
+            "INSERT INTO u (t_id, place, word) SELECT id, place, word FROM words "
+            "ON CONFLICT (t_id, place) DO UPDATE SET word = excluded.word"
+        ),
+        check=(
+            "WITH source AS MATERIALIZED (SELECT id, a FROM t WHERE {batch}) SELECT id FROM source "
+            "WHERE string_to_array(a, ' ') IS DISTINCT FROM ARRAY(SELECT word FROM u WHERE t_id = id ORDER BY place)"
+        ),
+    )
+    fill = "INSERT INTO t (id, a) SELECT g, repeat('w ', g % 4) || g FROM generate_series(1, 100) g"
+    table = "CREATE TABLE u (t_id bigint, place int, word text, PRIMARY KEY (t_id, place))"
+    dead = "INSERT INTO u SELECT g, p, 'dead' FROM generate_series(90, 110) g, generate_series(1, 9) p"
+    async with moving(shard, move, T, table, fill, dead) as here:
+        assert await here.run(pace=SMALL).run()
+
+        assert await here.rows(f"{wanted} ORDER BY 1, 2") == await here.rows("SELECT * FROM u ORDER BY 1, 2")
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Changes meanwhile
 
 
