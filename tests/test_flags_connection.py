@@ -550,9 +550,10 @@ async def test_a_rollback_that_fails_does_not_hide_why_it_was_tried(
     shard: Shard, ledger: Ledger, flags: Flags, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     connection = connect(shard)
+    savepoint = connection.transaction()
 
     with suppress(ZeroDivisionError), flags.transaction(connection, shard="eu1"):
-        connection.transaction().__enter__()  # never left: psycopg then forbids rollback()
+        savepoint.__enter__()  # never left: psycopg then forbids rollback()
         raise ZeroDivisionError
     assert ["shard eu1: rollback failed"] == [message[:26] for message in caplog.messages]
 
