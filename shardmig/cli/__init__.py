@@ -38,7 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"auto_envvar_prefix": "SHARDMIG", "help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 everything asked for is so; 1 it worked and something is not so; 2 it could not start; "
     "130 interrupted, resumable.",
 )
@@ -56,9 +56,7 @@ def _version(wanted: bool | None) -> None:  # noqa: FBT001 - typer's callback
 def _root(
     version: Annotated[
         bool | None,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Show the version and exit.", allow_from_autoenv=False
-        ),
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit."),
     ] = None,
 ) -> None:
     """Change the schema of a sharded PostgreSQL application while it runs."""

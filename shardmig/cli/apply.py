@@ -23,9 +23,7 @@ def apply(
     wave: options.Wave = None,
     tag: options.Tag = None,
     jobs: options.Jobs = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Show what would be done; change nothing.", allow_from_autoenv=False)
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done; change nothing.")] = False,
     until: Annotated[
         Literal["structure", "dual", "moved", "live"], typer.Option(help="How far each migration goes.")
     ] = "live",

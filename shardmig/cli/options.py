@@ -29,28 +29,33 @@ __all__ = [
 # A target is always named on the command line: an environment variable that somebody forgot must not choose shards.
 Config_ = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="The configuration file.", show_default="shardmig.toml here or above"),
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="SHARDMIG_CONFIG",
+        help="The configuration file.",
+        show_default="shardmig.toml here or above",
+    ),
 ]
 Shards = Annotated[
     list[str] | None,
-    typer.Option("--shard", "-s", metavar="NAME", help="A shard; repeatable.", allow_from_autoenv=False),
+    typer.Option("--shard", "-s", metavar="NAME", help="A shard; repeatable."),
 ]
-All = Annotated[bool, typer.Option("--all", help="Every shard of the configuration.", allow_from_autoenv=False)]
-Wave = Annotated[
-    str | None, typer.Option("--wave", metavar="NAME", help="The shards of one wave.", allow_from_autoenv=False)
-]
-Tag = Annotated[
-    str | None, typer.Option("--tag", metavar="TAG", help="The shards with this tag.", allow_from_autoenv=False)
-]
+All = Annotated[bool, typer.Option("--all", help="Every shard of the configuration.")]
+Wave = Annotated[str | None, typer.Option("--wave", metavar="NAME", help="The shards of one wave.")]
+Tag = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="The shards with this tag.")]
 Expect = Annotated[
     int | None, typer.Option("--expect", metavar="N", help="Refuse to start unless exactly N shards are meant.")
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Shards at once.", show_default="rollout.jobs")]
-Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="How the result is written.")]
-Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the shard's log.")]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="End another runner that works on these shards.", allow_from_autoenv=False)
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", envvar="SHARDMIG_JOBS", min=1, help="Shards at once.", show_default="rollout.jobs"),
 ]
+Output = Annotated[
+    Literal["text", "json"], typer.Option("--output", "-o", envvar="SHARDMIG_OUTPUT", help="How the result is written.")
+]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the shard's log.")]
+TakeOver = Annotated[bool, typer.Option("--take-over", help="End another runner that works on these shards.")]
 
 
 def targets(
