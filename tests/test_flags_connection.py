@@ -825,5 +825,5 @@ async def test_the_order_of_writes_is_the_same_while_a_reverse_move_is_open(
     for isolation in ("READ COMMITTED", "REPEATABLE READ"):
         called: list[str] = []
         async with door.transaction(flags, connection, shard="eu1", isolation=isolation) as view:
-            view.run(ORDER_ADDRESS, old=lambda to=called: to.append("old"), new=lambda to=called: to.append("new"))
+            view.run(ORDER_ADDRESS, old=partial(called.append, "old"), new=partial(called.append, "new"))
         assert ["old", "new"] == called
