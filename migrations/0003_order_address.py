@@ -9,7 +9,7 @@ revision, down_revision = "0003_order_address", "0002_split_name"
 
 
 def upgrade() -> None:
-    # No foreign key to orders: while a reverse move is open writers write this table first.
+    # No foreign key to orders: deleting an order stays as cheap as it was, and the move removes rows without one.
     op.create_table(
         "order_address",
         sa.Column("order_id", sa.BigInteger, primary_key=True, autoincrement=False),

@@ -3,7 +3,7 @@
 --! parent: 0002_split_name
 --! message: give an order's address a table of its own
 --! flag: order_address
---! script: 884aa832805878abb21d051af784e93825a799ad6fa3ceb00c524cd52705ec09
+--! script: c9b34f643e33e12722eed307d897954e5cd1c1ec7e8f738fa51b85cb39f53520
 --! plan: 1d83ddcc184fddeeab6f7c2c47e38c1bc6dff823b2d8a07be931db0ff2493dc6
 
 --! step 1: statement
