@@ -20,7 +20,7 @@ from shardmig import planfile
 from shardmig.errors import PlanError, ScriptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["Script", "load_scripts", "read_script", "rebase", "revision"]
@@ -37,11 +37,10 @@ _ALLOW = re.compile(r"#\s*shardmig:\s*allow\s+(?P<codes>[A-Z]{2}\d+(?:\s*,\s*[A-
 _TEMPLATE = '''\
 """{message}"""
 
-import sqlalchemy as sa
-from alembic import op
+{imports}
 
 revision, down_revision = "{revision}", {parent}
-
+{flag}
 
 def upgrade() -> None:
 {upgrade}
@@ -369,7 +368,13 @@ def _allowed(source: str) -> Iterator[str]:
 
 
 def revision(
-    directory: Path, message: str, *, upgrade: str | None = None, rest: str = "", start_after: str = ""
+    directory: Path,
+    message: str,
+    *,
+    upgrade: str | None = None,
+    rest: str = "",
+    imports: Sequence[str] = ("import sqlalchemy as sa", "from alembic import op"),
+    start_after: str = "",
 ) -> Path:
     """
     Write a new script behind the newest one, and name it in `HEAD`.
@@ -379,6 +384,7 @@ def revision(
         message: what the migration does; its words make the revision's id.
         upgrade: body of upgrade(), indented; a comment and `pass` if None.
         rest: what follows upgrade(), for instance a function move().
+        imports: lines that import what it needs.
         start_after: as for `load_scripts`.
 
     Returns:
@@ -391,10 +397,13 @@ def revision(
     scripts = load_scripts(directory, start_after=start_after)
     parent = scripts[-1].revision if scripts else start_after
     name = f"{_next_number(scripts):04d}_{_slug(message)}"
+    flag_is_taken = any(script.flag == _slug(message) for script in scripts)
     text = _TEMPLATE.format(
         message=" ".join(message.split()).replace("\\", "\\\\").replace('"', '\\"'),
         revision=name,
         parent=f'"{parent}"' if parent else "None",
+        imports="\n".join(imports),
+        flag=f'flag = "{_slug(message)}_{_next_number(scripts)}"\n' if flag_is_taken else "",
         upgrade=upgrade or _NOTHING_YET,
     )
     path = directory / f"{name}.py"
