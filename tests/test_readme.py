@@ -239,6 +239,15 @@ def test_every_link_and_picture_is_there() -> None:
     assert [] == [target for target in targets if not target.startswith("http") and not (ROOT / target).exists()]
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")), ids=lambda page: page.name)
+def test_every_page_of_the_docs_is_listed_and_its_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose)
+
+    assert [] == [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert page.name == "README.md" or f"]({page.name})" in (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_picture_of_the_states_is_drawn_from_the_edges() -> None:
     spec = spec_from_file_location("draw_states", ROOT / "tools" / "draw_states.py")
     assert spec is not None and spec.loader is not None  # noqa: PT018 - one thing
