@@ -217,9 +217,11 @@ class MoveRun:
         rows = bound(self._sql, self.move, after, batch.reached)
         more = batch.reached != self._row.upto
         ahead = [batch_end(self.move, batch.reached, self._row.upto, self._servo.rows)] if more else []
-        flight = [Query("BEGIN"), self._limits(batch.rows), record, rows, _CLOCK, Query("COMMIT"), *ahead]
+        first = Query(f"{record.sql}, {self._limits(batch.rows)}", record.params)
         with translated(self.turn.shard, self._where):
-            _, _, began, _, ended, _, *found = await self.turn.session.flight(flight)
+            _, began, _, ended, _, *found = await self.turn.session.flight(
+                [Query("BEGIN"), first, rows, _CLOCK, Query("COMMIT"), *ahead]
+            )
         return (ended.value - began.value).total_seconds(), found[0] if found else None
 
     async def _find(self) -> _Ahead:
@@ -235,13 +237,14 @@ class MoveRun:
         return _Ahead(rows, last if last is not None and rows >= asked else self._row.upto)
 
     async def _transact(self, queries: Sequence[Query]) -> list[Result]:
-        flight = [Query("BEGIN"), self._limits(self._servo.rows), *queries, Query("COMMIT")]
+        limits = Query(f"SELECT {self._limits(self._servo.rows)}")
+        flight = [Query("BEGIN"), limits, *queries, Query("COMMIT")]
         with translated(self.turn.shard, self._where):
             return (await self.turn.session.flight(flight))[2:-1]
 
-    def _limits(self, rows: int) -> Query:
+    def _limits(self, rows: int) -> str:
         """
-        Set what holds for one transaction only.
+        Write the calls that set what holds for one transaction only.
 
         While other rows are locked already, a locked one is waited for on the first rung only: nobody may have to wait
         long for those. One row alone may be waited for on the last. Both stay below deadlock_timeout, after which the
@@ -251,8 +254,7 @@ class MoveRun:
         rungs = session.settings.lock_timeout_ms
         lock_ms = min(rungs[0] if rows > 1 else rungs[-1], max(session.deadlock_timeout_ms / 2, 1))
         local = {"lock_timeout": f"{lock_ms:.0f}ms", "statement_timeout": f"{_STATEMENT_MS}ms", **BY_INDEX}
-        calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in local.items())
-        return Query(f"SELECT {calls}")
+        return ", ".join(f"set_config('{name}', '{value}', true)" for name, value in local.items())
 
     # ----------------------------------------------------------------------------------------------------------------
     # Waiting
@@ -265,7 +267,7 @@ class MoveRun:
         while (reason := await self._patience.do(self._reason_to_wait)) is not None:
             if time.monotonic() - since > self.pace.max_rest_s:
                 raise Overloaded(
-                    f"the move of {self.move.table} rests: {reason}; what is moved stays, apply again when that is over",
+                    f"the move of {self.move.table} rests: {reason}; what is moved stays, apply again later",
                     shard=self.turn.shard,
                 )
             self._patience.say(reason)
