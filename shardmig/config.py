@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
@@ -77,6 +77,15 @@ class Shard(_Section):
             return f"{parts.get('host', 'local')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
         split = urlsplit(url)
         return f"{split.netloc.rpartition('@')[2] or 'local'}{split.path}"
+
+    @property
+    def host(self) -> str:
+        """Host and port: shards that share it share a server."""
+        try:
+            query = dict(parse_qsl(urlsplit(self.url.get_secret_value()).query))
+        except ValueError:  # nobody will connect to it either
+            return ""
+        return query.get("host", "") + self.address.rpartition("/")[0] + query.get("port", "")
 
 
 class SessionSettings(_Section):
@@ -146,6 +155,7 @@ class Pace(_Section):
         max_unarchived_mb: more WAL that waits for archiving stops the move; None ignores the archive.
         max_dead_mb: more dead rows in the tables written stop the move until vacuum came; None ignores them.
         max_snapshot_age_s: an older transaction that keeps vacuum from working stops the move; None ignores it.
+        max_rest_s: seconds for which a move may rest before the shard is parked.
     """
 
     batch_target_ms: float = Field(3.0, gt=0, le=1000)
@@ -158,6 +168,7 @@ class Pace(_Section):
     max_unarchived_mb: float | None = Field(1024.0, gt=0)
     max_dead_mb: float | None = Field(4096.0, gt=0)
     max_snapshot_age_s: float | None = Field(3600.0, gt=0)
+    max_rest_s: float = Field(600.0, gt=0)
 
 
 class Rollout(_Section):
@@ -166,15 +177,28 @@ class Rollout(_Section):
 
     Attributes:
         jobs: shards at once.
-        bake_s: seconds between the canary and the rest.
-        waves: "doubling" (1, 2, 4, …) or "all".
+        per_host: shards at once on one server address; None is no other limit than `jobs`.
+        bake_s: seconds between the canary's last switch and its gates.
+        assertions: SQL that must return one true value on the canary before any other shard is begun.
+        gate: a command, `{shard}` replaced by the canary's name, that must exit 0 there likewise.
+        gate_timeout_s: seconds after which the command has failed.
+        waves: what comes after the canary: "doubling" (1, 2, 4, … shards), "all" at once, or "named": a wave for each
+            name that shards bear as `wave`, in the order in which the configuration first names them.
         on_failure: whether a failed shard stops the shards that have not begun.
+        failures_max: more failed shards than this stop the run in any case; None is no limit.
+        park_after_s: seconds after which a blocked shard gives its place to others; it is tried again at the end.
     """
 
     jobs: int = Field(16, ge=1, le=1000)
+    per_host: int | None = Field(None, ge=1)
     bake_s: float = Field(0.0, ge=0)
-    waves: Literal["doubling", "all"] = "doubling"
+    assertions: tuple[str, ...] = ()
+    gate: str | None = Field(None, min_length=1)
+    gate_timeout_s: float = Field(300.0, gt=0)
+    waves: Literal["doubling", "all", "named"] = "doubling"
     on_failure: Literal["continue", "halt"] = "continue"
+    failures_max: int | None = Field(None, ge=0)
+    park_after_s: float = Field(5.0, gt=0)
 
 
 class Config(_Section):

@@ -8,6 +8,7 @@ Every exception of shardmig; the docstring is the default message and names the 
     ├── ShardError                      (.shard, .step; psycopg's error is __cause__)
     │   ├── ShardUnreachable · ShardBusy · ThroughPooler · NotPrimary · LockNotObtained · StepFailed
     │   ├── SwitchRefused · DrainTimeout · PreflightFailed · CheckFailed · ProofFailed · Fenced · InDoubt
+    │   ├── GateFailed · Overloaded
     │   └── WrongShard                  (also a FlagError)
     ├── FlagError ── LedgerMissing · UnknownFlag · UnknownState · ShardBehind · ViewExpired · ShardInMaintenance
     │               WrongTransaction · WriteRefused
@@ -18,7 +19,6 @@ This module imports nothing: application code loads it with every process.
 
 from __future__ import annotations
 
-from inspect import cleandoc
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,12 +30,14 @@ __all__ = [
     "DrainTimeout",
     "Fenced",
     "FlagError",
+    "GateFailed",
     "InDoubt",
     "LedgerMissing",
     "LintFailed",
     "LocalServerError",
     "LockNotObtained",
     "NotPrimary",
+    "Overloaded",
     "PlanChanged",
     "PlanError",
     "PreflightFailed",
@@ -64,7 +66,7 @@ class ShardmigError(Exception):
     """Something shardmig refuses; the message says what happened and what to do."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or " ".join(cleandoc(type(self).__doc__ or "").split()))
+        super().__init__(message or " ".join((type(self).__doc__ or "").split()))
 
     def __str__(self) -> str:
         """Return the message without quotes or arguments."""
@@ -190,6 +192,14 @@ class PreflightFailed(ShardError):
 
 class CheckFailed(ShardError):
     """Rows disagree after a move, so the flag stays where it is; repair the named rows or the move, apply again."""
+
+
+class GateFailed(ShardError):
+    """The canary did not pass its gate, so no other shard was begun; repair the cause and apply again."""
+
+
+class Overloaded(ShardError):
+    """The server's load, or an operator, kept a move at rest for too long; what is moved stays, apply again later."""
 
 
 class ProofFailed(ShardError):

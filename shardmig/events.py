@@ -22,6 +22,7 @@ __all__ = [
     "FlagSwitched",
     "Listener",
     "OutcomeReached",
+    "Parked",
     "StepDone",
     "StepStarted",
     "TookOver",
@@ -161,12 +162,22 @@ class Warned(_OnShard):
 
 
 @dataclass(frozen=True, slots=True)
+class Parked(_OnShard):
+    """A blocked shard gave its place to others; it is tried again at the end of the run."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomeReached(_OnShard):
     """The shard's work is over for this run; `outcome` is the word that the report uses."""
 
     outcome: str
     detail: str = ""
+    seconds: float = 0.0
 
 
-Event = StepStarted | StepDone | BatchDone | Waiting | FlagSwitched | Draining | TookOver | Warned | OutcomeReached
+Event = (
+    StepStarted | StepDone | BatchDone | Waiting | FlagSwitched | Draining | TookOver | Warned | Parked | OutcomeReached
+)
 Listener = Callable[[Event], None]

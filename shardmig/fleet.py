@@ -1,8 +1,9 @@
 """
 Several shards at once: each one in a session of its own, each one ending in exactly one outcome.
 
-A shard that fails neither stops nor hides the others. The runner keeps no state: what a shard needs is read from its
-own ledger, so any number of runs, from any machine, may follow one another or meet.
+The canary goes first, the others follow in waves; a shard that fails neither stops nor hides the others unless the
+policy says so. The runner keeps no state: what a shard needs is read from its own ledger, so any number of runs, from
+any machine, may follow one another or meet.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import ledger
 from shardmig.errors import ConfigError, ShardError, ShardmigError
-from shardmig.events import OutcomeReached
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
+from shardmig.rollout import FAILURES, Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session
 from shardmig.todo import Until, pending
+from shardmig.trial import Standing, Trial, held_back
+from shardmig.walk import Places, Walk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Fleet", "ShardStatus"]
 
 T = TypeVar("T")
+
+_GO_ON = "stopped at a safe place; the same command goes on from there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,35 +91,23 @@ class Fleet:
 
     async def apply(self, *, until: Until = Until.LIVE, upto: str | None = None, aware: str | None = None) -> Report:
         """
-        Apply what is left on every target.
+        Apply what is left on every target: the canary, its trial, then wave after wave.
 
         Args:
-            until: how far each plan goes.
+            until: how far each plan goes; only LIVE puts the canary on trial, for only then do readers turn to new.
             upto: last revision to apply; None for the head.
             aware: the release for which the operator vouches that every process knows the flags.
+
+        Returns:
+            Every target's fate, in the order of the targets.
         """
-        plans = self._upto(upto)
+        work = _Apply(self, self._upto(upto), until, aware)
+        fates = {one.shard: one for one in await self._walk(self.waves(), work).run()}
+        return Report(tuple(fates[shard.name] for shard in self.targets))
 
-        async def work(run: Run) -> ShardReport | None:
-            records = await run.records()
-            todo, held = pending(plans, records, until=until)
-            if records.maintenance and all(item.plan.online for item in todo):
-                return self._in_maintenance(records) if todo else None
-            if aware is not None and any(item.target is not None and item.plan.has_move for item in todo):
-                await run.vouch(aware, todo)
-            if not await run.apply(todo, records):
-                return ShardReport(records.shard, Outcome.INTERRUPTED, 0, "stopped at a safe place; apply goes on")
-            if held:
-                names = ", ".join(f"{one.flag} is {one.state.name}" for one in held)
-                return ShardReport(
-                    records.shard,
-                    Outcome.PENDING,
-                    0,
-                    f"{names}: somebody switched it back; `shardmig switch {held[0].flag} LIVE` goes forward again",
-                )
-            return None
-
-        return await self._each(work)
+    def waves(self) -> tuple[Wave, ...]:
+        """Say in which order `apply` walks the targets."""
+        return waves(self.targets, self.config.rollout)
 
     async def switch(self, flag: str, target: State) -> Report:
         """Take a flag to a state on every target, one edge after the other, with the drains and moves it needs."""
@@ -122,11 +115,9 @@ class Fleet:
         async def work(run: Run) -> ShardReport | None:
             if await run.walk(flag, target):
                 return None
-            return ShardReport(
-                run.session.shard.name, Outcome.INTERRUPTED, 0, "stopped at a safe place; switch goes on"
-            )
+            return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, _GO_ON)
 
-        return await self._each(work)
+        return await self._walk([Wave("all", tuple(self.targets))], _Each(self, work)).run()
 
     async def maintain(self, mode: str) -> Report:
         """Set maintenance on every target ("off", "read-only", "offline") and drain."""
@@ -135,19 +126,19 @@ class Fleet:
             await run.records()
             await run.maintain(mode)
 
-        return await self._each(work)
+        return await self._walk([Wave("all", tuple(self.targets))], _Each(self, work), parks=False).run()
 
     async def status(self, *, until: Until = Until.LIVE, log: bool = False) -> list[ShardStatus]:
         """Ask every target where it is; changes nothing."""
 
         async def ask(shard: Shard) -> ShardStatus:
             try:
-                async with self._session(shard, purpose="read") as session:
+                async with self._session(shard, self.config, purpose="read") as session:
                     return await self._status(session, until, log=log)
             except ShardmigError as error:
                 return ShardStatus(shard.name, outcome_of(error), str(error))
 
-        return await self._at_once(ask)
+        return await self._places().side_by_side(self.targets, ask)
 
     async def each(self, do: Callable[[Session], Awaitable[object]]) -> Report:
         """Do one thing in a runner's session on every target; what it raises is that shard's outcome."""
@@ -155,19 +146,19 @@ class Fleet:
         async def work(run: Run) -> None:
             await do(run.session)
 
-        return await self._each(work)
+        return await self._walk([Wave("all", tuple(self.targets))], _Each(self, work), parks=False).run()
 
     async def ask(self, question: Callable[[Session], Awaitable[T]]) -> dict[str, T | ShardmigError]:
         """Ask every target one question; the answer, or why there is none, by the shard's name."""
 
         async def one(shard: Shard) -> tuple[str, T | ShardmigError]:
             try:
-                async with self._session(shard, purpose="read") as session:
+                async with self._session(shard, self.config, purpose="read") as session:
                     return shard.name, await question(session)
             except ShardmigError as error:
                 return shard.name, error
 
-        return dict(await self._at_once(one))
+        return dict(await self._places().side_by_side(self.targets, one))
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -188,17 +179,28 @@ class Fleet:
             outcome = Outcome.PENDING if todo or held else Outcome.DONE
         return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines)
 
-    async def _each(self, work: Callable[[Run], Awaitable[ShardReport | None]]) -> Report:
-        return Report(tuple(await self._at_once(lambda shard: self._one(shard, work))))
+    def _walk(self, order: Sequence[Wave], work: _Each, *, parks: bool = True) -> Walk:
+        return Walk(order, self.config.rollout, self._places(), work, self.stop, self.listener, parks=parks)
 
-    async def _one(self, shard: Shard, work: Callable[[Run], Awaitable[ShardReport | None]]) -> ShardReport:
-        """Run one shard to its outcome; errors end here."""
+    def _places(self) -> Places:
+        return Places(self.jobs, self.config.rollout.per_host)
+
+    async def work_on(
+        self, shard: Shard, work: Callable[[Run], Awaitable[ShardReport | None]], *, hurried: bool = False
+    ) -> ShardReport:
+        """
+        Work on one shard to its outcome; errors end here.
+
+        Args:
+            shard: where.
+            work: returns what is not done; None when all is.
+            hurried: leave a blocked shard soon, it will be tried again.
+        """
         started = time.monotonic()
-        if self.stop.is_set():
-            return self._reached(ShardReport(shard.name, Outcome.INTERRUPTED, 0, "not begun"))
+        config = _hurried(self.config) if hurried else self.config
         try:
-            async with self._session(shard, purpose="run") as session:
-                run = Run(session, self.config, self.plans, self.listener, self.stop, self.reason)
+            async with self._session(shard, config, purpose="run") as session:
+                run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
                 report = await work(run)
                 flags = await self._flags(session)
         except ShardmigError as error:
@@ -208,41 +210,22 @@ class Fleet:
             unexpected.__cause__ = error
             report, flags = ShardReport(shard.name, Outcome.FAILED, 0, str(unexpected), error=unexpected), ()
         report = report or ShardReport(shard.name, Outcome.DONE, 0)
-        return self._reached(
-            ShardReport(report.shard, report.outcome, time.monotonic() - started, report.reason, flags, report.error)
-        )
-
-    def _reached(self, report: ShardReport) -> ShardReport:
-        if self.listener:
-            self.listener(OutcomeReached(report.shard, report.outcome.value, report.reason))
-        return report
+        return replace(report, seconds=time.monotonic() - started, flags=flags)
 
     async def _flags(self, session: Session) -> tuple[tuple[str, str], ...]:
         records = await ledger.read(session)
         return tuple((name, records.state(name).name) for name in records.flags) if records else ()
 
     @asynccontextmanager
-    async def _session(self, shard: Shard, *, purpose: str) -> AsyncIterator[Session]:
+    async def _session(self, shard: Shard, config: Config, *, purpose: str) -> AsyncIterator[Session]:
         async with open_session(
             shard,
-            self.config.session,
-            pg_versions=self.config.lint.pg_versions,
+            config.session,
+            pg_versions=config.lint.pg_versions,
             purpose="run" if purpose == "run" else "read",
             take_over=self.take_over and purpose == "run",
         ) as session:
             yield session
-
-    async def _at_once(self, work: Callable[[Shard], Awaitable[T]]) -> list[T]:
-        """Do the same on every target, `jobs` at a time; results in the order of the targets."""
-        places = asyncio.Semaphore(self.jobs)
-
-        async def one(shard: Shard) -> T:
-            async with places:
-                return await work(shard)
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(shard)) for shard in self.targets]
-        return [task.result() for task in tasks]
 
     def _upto(self, revision: str | None) -> Sequence[AcceptedPlan]:
         if revision is None:
@@ -254,6 +237,86 @@ class Fleet:
             f"no revision {revision!r}; the newest is {self.plans[-1].plan.revision if self.plans else None!r}"
         )
 
-    def _in_maintenance(self, records: Records) -> ShardReport:
-        cure = f"`shardmig maintenance off --shard {records.shard}`, then apply again"
-        return ShardReport(records.shard, Outcome.MAINTENANCE, 0, f"{records.reason or 'no reason given'}; {cure}")
+
+@dataclass(slots=True)
+class _Each:
+    """Work that is the same on every shard and puts nobody on trial."""
+
+    fleet: Fleet
+    work: Callable[[Run], Awaitable[ShardReport | None]]
+
+    async def attempt(self, shard: Shard, *, hurried: bool) -> ShardReport:
+        """Do it."""
+        return await self.fleet.work_on(shard, self.work, hurried=hurried)
+
+    async def prove(self, shard: Shard, report: ShardReport) -> ShardReport:  # noqa: ARG002 - nobody is on trial
+        """Leave the report as it is."""
+        return report
+
+
+class _Apply(_Each):
+    """Applying plans, with a trial for the canary."""
+
+    __slots__ = ("_aware", "_canaries", "_due", "_plans", "_until")
+
+    def __init__(self, fleet: Fleet, plans: Sequence[AcceptedPlan], until: Until, aware: str | None) -> None:
+        super().__init__(fleet, self._apply)
+        self._plans, self._until, self._aware = plans, until, aware
+        self._canaries = {shard.name for wave in fleet.waves() if wave.canary for shard in wave.shards}
+        self._due: set[str] = set()
+
+    async def _apply(self, run: Run) -> ShardReport | None:
+        records = await run.records()
+        todo, held = pending(self._plans, records, until=self._until)
+        if records.maintenance and all(item.plan.online for item in todo):
+            return _in_maintenance(records) if todo else None
+        if self._aware is not None and any(item.target is not None and item.plan.has_move for item in todo):
+            await run.vouch(self._aware, todo)
+        if records.shard in self._canaries and any(item.target is not None for item in todo):
+            await Standing.begin(run.session)
+        if not await run.apply(todo, records):
+            return ShardReport(records.shard, Outcome.INTERRUPTED, 0, _GO_ON)
+        if held:
+            return held_back(records, held)
+        if records.shard in self._canaries and self._until is Until.LIVE:
+            await self._prepare_trial(run)
+        return None
+
+    async def _prepare_trial(self, run: Run) -> None:
+        """Find out whether the canary has yet to be tried; where nothing is asked of it, being done is all."""
+        standing, rollout = await Standing.read(run.session), self.fleet.config.rollout
+        if standing.due and (rollout.bake_s or rollout.assertions or rollout.gate):
+            self._due.add(run.session.shard.name)
+        elif standing.due:
+            await Standing.end(run.session, "passed")
+
+    async def prove(self, shard: Shard, report: ShardReport) -> ShardReport:
+        """Bake the canary and ask its gates; a canary that failed, here or before, goes back."""
+        fleet = self.fleet
+        trial = Trial(shard, fleet.config, fleet.plans, fleet.work_on, fleet.stop, fleet.listener)
+        if report.outcome is Outcome.DONE and shard.name in self._due:
+            report = replace(await trial.run(), seconds=report.seconds, flags=report.flags)
+        if report.outcome in FAILURES:
+            report = await trial.fail(report)
+        return report
+
+
+def _hurried(config: Config) -> Config:
+    """Shorten every wait for somebody else to the time after which a shard gives its place away."""
+    limit_s, session, pace = config.rollout.park_after_s, config.session, config.pace
+    return config.model_copy(
+        update={
+            "session": session.model_copy(
+                update={
+                    "lock_wait_s": min(limit_s, session.lock_wait_s),
+                    "drain_timeout_s": min(limit_s, session.drain_timeout_s),
+                }
+            ),
+            "pace": pace.model_copy(update={"max_rest_s": min(limit_s, pace.max_rest_s)}),
+        }
+    )
+
+
+def _in_maintenance(records: Records) -> ShardReport:
+    cure = f"`shardmig maintenance off --shard {records.shard}`, then apply again"
+    return ShardReport(records.shard, Outcome.MAINTENANCE, 0, f"{records.reason or 'no reason given'}; {cure}")

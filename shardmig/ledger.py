@@ -24,7 +24,7 @@ from shardmig.session import Query
 from shardmig.states import EDGES, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from shardmig.plan import Plan
@@ -448,6 +448,19 @@ class Turn:
             "UPDATE shardmig.step SET status = 'FAILED', error = $5 "
             "WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4 AND status <> 'DONE'",
             (self.shard, revision, number, self.term, error[:2000]),
+        )
+
+    def reopen_steps(self, revision: str, numbers: Sequence[int]) -> Query:
+        """
+        Make steps that this revision has behind it lie ahead again.
+
+        Together with a flip back this says that the runner took it, not people: apply goes forward again.
+        """
+        return Query(
+            "WITH unfinished AS (UPDATE shardmig.migration SET finished_at = NULL WHERE shard = $1 AND revision = $2) "
+            "UPDATE shardmig.step SET status = 'PENDING', finished_at = NULL "
+            "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[]) AND term <= $4",
+            (self.shard, revision, list(numbers), self.term),
         )
 
     def end(self) -> Query:

@@ -10,6 +10,7 @@ from shardmig.errors import (
     DrainTimeout,
     InDoubt,
     LockNotObtained,
+    Overloaded,
     PlanChanged,
     ShardBusy,
     ShardmigError,
@@ -46,6 +47,7 @@ _OUTCOMES: tuple[tuple[type[ShardmigError], Outcome], ...] = (
     (LockNotObtained, Outcome.PARKED),
     (DrainTimeout, Outcome.PARKED),
     (ShardBusy, Outcome.PARKED),
+    (Overloaded, Outcome.PARKED),
 )
 
 
@@ -95,6 +97,11 @@ class Report:
     def interrupted(self) -> bool:
         """Whether somebody asked to stop before the end."""
         return any(one.outcome is Outcome.INTERRUPTED for one in self.shards)
+
+    def by_outcome(self) -> dict[Outcome, list[ShardReport]]:
+        """Group the shards by outcome, in the order of `Outcome`; outcomes that nobody had are left out."""
+        groups = {outcome: [one for one in self.shards if one.outcome is outcome] for outcome in Outcome}
+        return {outcome: shards for outcome, shards in groups.items() if shards}
 
     def raise_for_failures(self) -> None:
         """

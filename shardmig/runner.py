@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 
+_UNCHANGED = "; nothing was changed there"  # what a refused connection adds, which an earlier COMMIT may belie
+
+
 class _Stopped(Exception):
     """Ctrl-C was pressed; everything done so far is recorded."""
 
@@ -135,6 +138,38 @@ class Run:
             await self._walk(flag, target, self._plan_of(flag))
             return True
         return False
+
+    async def go_back(self, flags: Sequence[str]) -> tuple[str, ...]:
+        """
+        Take flags that this runner brought LIVE one edge back, newest first; the next apply goes forward again.
+
+        A stop asked for does not keep them LIVE: going back is one commit a flag, without a wait.
+
+        Returns:
+            What became of each, for people.
+        """
+        async with self._in_turn():
+            return tuple([await self._go_back(self._plan_of(flag).plan) for flag in reversed(flags)])
+        raise AssertionError  # pragma: no cover - nothing in here asks whether to stop
+
+    async def _go_back(self, plan: Plan) -> str:
+        numbers = [n for n, step in enumerate(plan.steps, 1) if isinstance(step, Switch) and step.to is State.LIVE]
+
+        async def flip() -> None:
+            row = await switching.read_flag(self.session, plan.flag)
+            if row.state == State.LIVE:
+                target = State.DUAL if row.has_move else State.OLD
+                records = [self._turn.reopen_steps(plan.revision, numbers)]
+                await switching.flip(
+                    self._turn, row, target, reason=self.reason, records=records, listener=self.listener
+                )
+
+        try:
+            await self._surely(flip)
+        except SwitchRefused as refused:  # a later flag that went further reads from it: the structure stays anyway
+            return f"{plan.flag} stays LIVE ({refused.args[0]})"
+        state = State((await switching.read_flag(self.session, plan.flag)).state)
+        return f"{plan.flag} is {state.name} again"
 
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:
@@ -293,9 +328,22 @@ class Run:
                 if not lost or not attempts_left:
                     raise
                 self._say(Waiting(self._turn.shard, "the connection was lost"))
-                await self._turn.renew()
+                await self._come_back(error)
             else:
                 return
+
+    async def _come_back(self, lost: Exception) -> None:
+        """Reconnect; where that fails, say whether it is known what became of the last COMMIT."""
+        try:
+            await self._turn.renew()
+        except ShardUnreachable as gone:
+            if not isinstance(lost, InDoubt):
+                raise
+            raise InDoubt(
+                f"the connection broke during COMMIT and did not come back ({gone.args[0].removesuffix(_UNCHANGED)}); "
+                "apply again: the ledger there decides whether the step happened",
+                shard=self._turn.shard,
+            ) from lost
 
     async def _earn(self, plan: Plan, row: FlagRow, edge: Edge) -> None:
         """Do what an edge's guard asks for."""

@@ -35,11 +35,11 @@ def adopt(
     list, when shards are at different revisions; nothing else is changed.
     """
     from shardmig import config as configuration
-    from shardmig.cli import console
+    from shardmig.cli import results
 
     here = configuration.load(config)
     chosen = options.targets(here, shard, everything=everything, expect=expect)
-    console.show_report(asyncio.run(_adopt(here, chosen)), output)
+    results.show_report(asyncio.run(_adopt(here, chosen)), output)
 
 
 async def _adopt(here: Config, chosen: list[Shard]) -> Report:

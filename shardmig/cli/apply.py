@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from shardmig.cli import options
+from shardmig.outcomes import Outcome
 
 __all__ = ["apply", "register"]
 
@@ -32,21 +33,39 @@ def apply(
         typer.Option(metavar="RELEASE", help="You vouch: every process that runs is of this release or newer. Logged."),
     ] = None,
     expect: options.Expect = None,
+    part: options.Partition = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only shards that are not done.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", envvar="SHARDMIG_YES", help="Walk all waves without asking first.")
+    ] = False,
     take_over: options.TakeOver = False,
     reason: options.Reason = None,
+    log_json: options.LogJson = None,
     output: options.Output = "text",
     config: options.Config_ = None,
 ) -> None:
-    """Apply what is left on the named shards; safe to repeat, to interrupt and to resume."""
-    from shardmig.cli import console, project
+    """
+    Apply what is left on the named shards; safe to repeat, to interrupt and to resume.
+
+    Of several shards the canary goes first, alone, with its bake time and gates ([rollout]); the others follow in
+    waves. Blocked shards are tried again at the end.
+    """
+    from shardmig.cli import progress, project, results
     from shardmig.todo import Until
 
     here = project.load(config)
-    chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
+    chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect, part=part)
     fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
+    if failed:
+        found = progress.run(fleet, lambda: fleet.status(until=Until(until)), quiet=True)
+        behind = {one.shard for one in found if one.outcome is not Outcome.DONE}
+        fleet.targets = [target for target in chosen if target.name in behind]
     if dry_run:
-        found = console.run(fleet, lambda: fleet.status(until=Until(until)), quiet=True)
-        console.show_left(found, here.plans, output)
+        found = progress.run(fleet, lambda: fleet.status(until=Until(until)), quiet=True)
+        results.show_left(found, here.plans, output)
     else:
-        report = console.run(fleet, lambda: fleet.apply(until=Until(until), upto=revision, aware=aware))
-        console.show_report(report, output)
+        progress.confirm(fleet.waves(), yes=yes)
+        report = progress.run(
+            fleet, lambda: fleet.apply(until=Until(until), upto=revision, aware=aware), log_json=log_json
+        )
+        results.show_report(report, output)

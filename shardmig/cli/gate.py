@@ -30,7 +30,7 @@ def gate(
     config: options.Config_ = None,
 ) -> None:
     """Exit 0 only if every named shard is there: run it before a release that relies on it is started."""
-    from shardmig.cli import console, project
+    from shardmig.cli import progress, project, results
     from shardmig.errors import ConfigError
 
     levels = ("structure", "dual", "live", "done")
@@ -41,4 +41,4 @@ def gate(
         here.plan_of_flag(what)
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
     fleet = here.fleet(chosen)
-    console.show_gate(console.run(fleet, fleet.status, quiet=True), what, level, output)
+    results.show_gate(progress.run(fleet, fleet.status, quiet=True), what, level, output)

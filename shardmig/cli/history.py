@@ -21,9 +21,9 @@ def history(
     config: options.Config_ = None,
 ) -> None:
     """Show what was applied, switched and decided on shards: what, from, to, when, by whom and why."""
-    from shardmig.cli import console, project
+    from shardmig.cli import progress, project, results
 
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything)
     fleet = here.fleet(chosen)
-    console.show_history(console.run(fleet, lambda: fleet.status(log=True), quiet=True), output)
+    results.show_history(progress.run(fleet, lambda: fleet.status(log=True), quiet=True), output)

@@ -27,10 +27,10 @@ def maintenance(
     config: options.Config_ = None,
 ) -> None:
     """Set or lift maintenance; returns when nobody is inside any more who does not know of it."""
-    from shardmig.cli import console, project
+    from shardmig.cli import progress, project, results
 
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything)
     fleet = here.fleet(chosen, reason=reason)
-    report = console.run(fleet, lambda: fleet.maintain({"on": "offline"}.get(mode, mode)))
-    console.show_report(report, output)
+    report = progress.run(fleet, lambda: fleet.maintain({"on": "offline"}.get(mode, mode)))
+    results.show_report(report, output)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shardmig.errors import ConfigError
+from shardmig.rollout import partition
 
 if TYPE_CHECKING:
     from shardmig.config import Config, Shard
@@ -17,7 +18,9 @@ __all__ = [
     "Config_",
     "Expect",
     "Jobs",
+    "LogJson",
     "Output",
+    "Partition",
     "Reason",
     "Shards",
     "Tag",
@@ -51,10 +54,28 @@ Jobs = Annotated[
     int | None,
     typer.Option("--jobs", "-j", envvar="SHARDMIG_JOBS", min=1, help="Shards at once.", show_default="rollout.jobs"),
 ]
+LogJson = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-json",
+        envvar="SHARDMIG_LOG_JSON",
+        metavar="FILE",
+        help="Append every event as a line of JSON: time, event, shard, step, reason, duration.",
+    ),
+]
 Output = Annotated[
     Literal["text", "json"], typer.Option("--output", "-o", envvar="SHARDMIG_OUTPUT", help="How the result is written.")
 ]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the shard's log.")]
+Partition = Annotated[
+    str | None,
+    typer.Option(
+        "--partition",
+        envvar="SHARDMIG_PARTITION",
+        metavar="I/N",
+        help="Of the named shards, only the I-th of N stable parts: one runner each on many machines.",
+    ),
+]
 TakeOver = Annotated[bool, typer.Option("--take-over", help="End another runner that works on these shards.")]
 
 
@@ -66,12 +87,15 @@ def targets(
     wave: str | None = None,
     tag: str | None = None,
     expect: int | None = None,
+    part: str | None = None,
 ) -> list[Shard]:
     """
     Return the shards that the options name, in the order of the configuration.
 
+    `expect` counts before `part` takes its share: it is about the fleet, and every runner of it expects the same.
+
     Raises:
-        ConfigError: nothing named, an unknown name, two ways of naming, or not as many as expected.
+        ConfigError: nothing named, an unknown name, two ways of naming, not as many as expected, or no such part.
     """
     ways = [bool(shards), everything, wave is not None, tag is not None]
     if sum(ways) == 0:
@@ -91,4 +115,4 @@ def targets(
         raise ConfigError(f"no shard in {named}; shardmig.toml lists shards as [shards.NAME] with a url")
     if expect is not None and len(chosen) != expect:
         raise ConfigError(f"{len(chosen)} shards are meant, {expect} were expected; nothing was begun")
-    return chosen
+    return partition(chosen, part) if part is not None else chosen

@@ -33,7 +33,7 @@ def plan(
     """Render scripts, write each plan beside its script, and show the steps with the tables they lock."""
     from shardmig import config as configuration
     from shardmig import planfile
-    from shardmig.cli import console
+    from shardmig.cli import plans
     from shardmig.lint import History
     from shardmig.rendering import Renderer
     from shardmig.repository import refusing
@@ -57,7 +57,7 @@ def plan(
             accepted = history.accept(rendered)
             shown.append((accepted, changed))
         history.add(rendered)
-    console.show_plans(shown, output, written=not dry_run)
+    plans.show_plans(shown, output, written=not dry_run)
 
 
 def _rendered(script: Script, renderer: Renderer) -> tuple[Plan, bool]:

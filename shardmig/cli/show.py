@@ -26,7 +26,7 @@ def show(
 ) -> None:
     """Show a revision's plan; with shards, where each of its steps is there, and what differs from the plan begun."""
     from shardmig import planfile
-    from shardmig.cli import console, project
+    from shardmig.cli import console, progress, project, results
 
     here = project.load(config)
     found = [a for a in here.plans if revision in {a.plan.revision, a.plan.flag}]
@@ -38,4 +38,4 @@ def show(
         console.show_json(plan.model_dump(mode="json")) if output == "json" else console.tell(planfile.dumps(plan))
         return
     fleet = here.fleet(options.targets(here.config, shard, everything=everything))
-    console.show_steps(console.run(fleet, fleet.status, quiet=True), plan, output)
+    results.show_steps(progress.run(fleet, fleet.status, quiet=True), plan, output)

@@ -27,6 +27,7 @@ def switch(
     reason: options.Reason = None,
     expect: options.Expect = None,
     take_over: options.TakeOver = False,
+    log_json: options.LogJson = None,
     output: options.Output = "text",
     config: options.Config_ = None,
 ) -> None:
@@ -35,7 +36,7 @@ def switch(
 
     LIVE → DUAL, switching back, is one commit. DONE → LIVE → DUAL moves the rows back first.
     """
-    from shardmig.cli import console, project
+    from shardmig.cli import progress, project, results
     from shardmig.errors import ConfigError
     from shardmig.states import State
 
@@ -45,5 +46,5 @@ def switch(
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
     here.plan_of_flag(flag)
     fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
-    report = console.run(fleet, lambda: fleet.switch(flag, State[state.upper()]))
-    console.show_report(report, output)
+    report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()]), log_json=log_json)
+    results.show_report(report, output)

@@ -88,7 +88,7 @@ class Project:
             text=True,
             timeout=120,
             check=False,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "SHARDMIG_YES": "1", **(env or {})},
         )
         result = Result(done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in result.err, result.err

@@ -1,0 +1,364 @@
+"""A fleet on real servers: the canary and its trial, waves, halting, parking, and going on after each."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from fleets import NOTE, SHOP, UPPER, fleet_of, many, plan
+
+from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting
+from shardmig.outcomes import Outcome
+from shardmig.plan import Move, Statement, Switch
+from shardmig.states import State
+from shardmig.todo import Until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from shardmig.config import Shard
+    from shardmig.events import Event
+    from shardmig.fleet import Fleet
+    from shardmig.local import Server
+
+DONE, PENDING, FAILED, PARKED = Outcome.DONE, Outcome.PENDING, Outcome.FAILED, Outcome.PARKED
+
+
+@pytest.fixture
+def six(servers: list[Server], request: pytest.FixtureRequest) -> Iterator[list[Shard]]:
+    """Return six empty shards on four servers; the first one is the canary of every walk."""
+    with many(servers, 6, f"fleet{abs(hash(request.node.name)) % 10_000}_") as shards:
+        yield shards
+
+
+def run(shard: Shard, sql: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
+        cursor = connection.execute(sql)
+        return cursor.fetchall() if cursor.description else []
+
+
+def flags(shard: Shard) -> dict[str, int]:
+    return dict(run(shard, "SELECT flag, state FROM shardmig.flag"))
+
+
+def has_ledger(shard: Shard) -> bool:
+    return run(shard, "SELECT to_regnamespace('shardmig') IS NOT NULL") == [(True,)]
+
+
+async def outcomes(fleet: Fleet, **options: Any) -> dict[str, Outcome]:
+    return {one.shard: one.outcome for one in await fleet.apply(**options)}
+
+
+def heard(fleet: Fleet) -> list[Event]:
+    events: list[Event] = []
+    fleet.listener = events.append
+    return events
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Waves
+
+
+async def test_no_wave_begins_before_the_one_before_it_has_ended(six: list[Shard]) -> None:
+    fleet = fleet_of(six, SHOP)
+    events = heard(fleet)
+
+    assert {DONE} == set((await outcomes(fleet)).values())
+
+    for before, after in pairwise(fleet.waves()):
+        ends = [n for n, e in enumerate(events) if isinstance(e, OutcomeReached) and e.shard in _names(before.shards)]
+        begins = [n for n, e in enumerate(events) if isinstance(e, StepStarted) and e.shard in _names(after.shards)]
+        assert max(ends) < min(begins)
+
+
+def _names(shards: tuple[Shard, ...]) -> set[str]:
+    return {shard.name for shard in shards}
+
+
+async def test_no_more_shards_than_allowed_are_worked_on_at_once_on_one_server(six: list[Shard]) -> None:
+    fleet = fleet_of([shard for shard in six if shard.host == six[0].host], SHOP, rollout={"per_host": 1})
+    events = heard(fleet)
+    await outcomes(fleet, until=Until.STRUCTURE)
+
+    names = [e.shard for e in events if isinstance(e, StepStarted | OutcomeReached)]
+
+    assert names == sorted(names), "one after the other"
+
+
+async def test_one_failed_shard_neither_stops_nor_hides_the_others(six: list[Shard]) -> None:
+    run(six[2], "CREATE TABLE customer (id int)")
+
+    found = await outcomes(fleet_of(six, SHOP))
+
+    assert [DONE, DONE, FAILED, DONE, DONE, DONE] == list(found.values())
+
+
+async def test_a_halt_leaves_what_was_not_begun_as_pending_with_the_reason(six: list[Shard]) -> None:
+    run(six[1], "CREATE TABLE customer (id int)")
+    fleet = fleet_of(six, SHOP, rollout={"on_failure": "halt"})
+
+    report = await fleet.apply()
+
+    assert [DONE, FAILED, PENDING, PENDING, PENDING, PENDING] == [one.outcome for one in report]
+    assert f"not begun: {six[1].name} failed" in report.shards[2].reason
+    assert not any(has_ledger(shard) for shard in six[2:])
+    with pytest.raises(ExceptionGroup, match="5 of 6 shards are not done"):
+        report.raise_for_failures()
+
+
+async def test_the_failure_budget_halts_a_fleet_that_goes_on_otherwise(six: list[Shard]) -> None:
+    for shard in six[1:3]:
+        run(shard, "CREATE TABLE customer (id int)")
+    fleet = fleet_of(six, SHOP, rollout={"failures_max": 1, "jobs": 1})
+
+    assert [DONE, FAILED, FAILED, PENDING, PENDING, PENDING] == list((await outcomes(fleet)).values())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The canary
+
+
+async def test_a_canary_that_fails_its_gate_goes_back_and_no_other_shard_is_touched(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+    for shard in six:
+        run(shard, "INSERT INTO customer VALUES (1, 'ada')")
+    rollout = {"assertions": ["SELECT count(*) = 0 FROM customer WHERE upper_name = 'ADA'"]}
+    fleet = fleet_of(six, SHOP, UPPER, rollout=rollout)
+
+    report = await fleet.apply()
+
+    assert [FAILED, *[PENDING] * 5] == [one.outcome for one in report]
+    assert "returned False, not true; upper is DUAL again" in report.shards[0].reason
+    assert State.DUAL == flags(six[0])["upper"]
+    assert all("upper" not in flags(shard) for shard in six[1:])
+    assert [("LIVE", "DUAL")] == run(
+        six[0], "SELECT before, after FROM shardmig.log WHERE flag = 'upper' AND reason LIKE 'the canary failed%'"
+    )
+
+    # The cause removed, apply goes forward again by itself: nobody's decision is overruled.
+    assert {DONE} == set((await outcomes(fleet_of(six, SHOP, UPPER))).values())
+    assert {State.LIVE} == {State(flags(shard)["upper"]) for shard in six}
+
+
+async def test_a_flag_that_went_live_before_the_trial_stays_live_when_the_canary_fails(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+
+    [failed, *_] = await fleet_of(six, SHOP, NOTE, rollout={"assertions": ["SELECT false"]}).apply()
+
+    assert FAILED is failed.outcome
+    assert {"shop": State.LIVE, "note": State.OLD} == flags(six[0])
+
+
+async def test_flags_go_back_when_a_later_step_of_the_canary_fails(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+    broken = plan(
+        "0003_broken",
+        Statement(sql="ALTER TABLE customer ADD COLUMN ratio text"),
+        Switch(to=State.DUAL),
+        Move(
+            table="customer",
+            key=("id",),
+            writes=("ratio",),
+            forward="UPDATE customer SET ratio = (1 / (id - 1))::text WHERE {batch}",
+            check="SELECT id FROM customer WHERE {batch} AND ratio IS NULL",
+        ),
+        Switch(to=State.LIVE),
+        parent="0002_upper",
+    )
+    run(six[0], "INSERT INTO customer VALUES (1, 'ada')")
+
+    [failed, *others] = await fleet_of(six, SHOP, UPPER, broken).apply()
+
+    assert (FAILED, {PENDING}) == (failed.outcome, {one.outcome for one in others})
+    assert {"shop": State.LIVE, "upper": State.DUAL, "broken": State.DUAL} == flags(six[0])
+
+
+async def test_a_run_killed_while_the_canary_bakes_leaves_it_on_trial(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+    killed = fleet_of(six, SHOP, UPPER, rollout={"bake_s": 600})
+    baking = asyncio.Event()
+    killed.listener = lambda event: baking.set() if isinstance(event, Waiting) and "bakes" in event.reason else None
+    walking = asyncio.create_task(killed.apply())
+    await asyncio.wait_for(baking.wait(), 30)
+    walking.cancel()
+    await asyncio.wait([walking])
+    assert State.LIVE == flags(six[0])["upper"]
+
+    [failed, *_] = await fleet_of(six, SHOP, UPPER, rollout={"assertions": ["SELECT false"]}).apply()
+
+    assert FAILED is failed.outcome
+    assert State.DUAL == flags(six[0])["upper"]
+
+
+async def test_a_stop_ends_the_bake_time_and_begins_nothing(six: list[Shard]) -> None:
+    fleet = fleet_of(six, SHOP, rollout={"bake_s": 600})
+    fleet.listener = lambda event: fleet.stop.set() if isinstance(event, Waiting) else None
+
+    report = await asyncio.wait_for(fleet.apply(), 30)
+
+    assert {Outcome.INTERRUPTED} == {one.outcome for one in report}
+    assert not any(has_ledger(shard) for shard in six[1:])
+
+
+async def test_baking_counts_from_the_last_switch_and_not_from_the_run(six: list[Shard]) -> None:
+    first = fleet_of(six, SHOP, rollout={"bake_s": 600})
+    first.listener = lambda event: first.stop.set() if isinstance(event, Waiting) else None
+    await first.apply()
+    # The clock is the flag's own: ten minutes later nothing is left of the bake time.
+    run(six[0], "UPDATE shardmig.flag SET changed_at = changed_at - interval '10 min'")
+
+    second = fleet_of(six, SHOP, rollout={"bake_s": 600})
+    events = heard(second)
+
+    assert {DONE} == set((await outcomes(second)).values())
+    assert not [e for e in events if isinstance(e, Waiting)]
+
+
+async def test_a_proven_canary_is_neither_baked_nor_asked_again(six: list[Shard], tmp_path: Path) -> None:
+    gate = f"sh -c 'echo {{shard}} >> {tmp_path}/asked'"
+    for _ in range(2):
+        assert {DONE} == set((await outcomes(fleet_of(six, SHOP, rollout={"gate": gate}))).values())
+
+    assert [six[0].name] == (tmp_path / "asked").read_text().split()
+
+
+async def test_a_canary_that_was_applied_alone_is_asked_before_others_follow(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six[:1], SHOP))
+
+    report = await fleet_of(six, SHOP, rollout={"assertions": ["SELECT false"]}).apply()
+    again = await fleet_of(six, SHOP, rollout={"assertions": ["SELECT false"]}).apply()
+
+    assert [FAILED, *[PENDING] * 5] == [one.outcome for one in report] == [one.outcome for one in again]
+    assert {"shop": State.LIVE} == flags(six[0]), "whoever switched it alone takes it back himself"
+
+
+@pytest.mark.parametrize(
+    ("gate", "says"),
+    [
+        ("sh -c 'echo no customers; exit 3'", "exited 3: no customers"),
+        ("./nowhere {shard}", "cannot be started: No such file"),
+        ("sleep 100", "took longer than 0.3 s"),
+    ],
+)
+async def test_a_command_that_does_not_exit_zero_fails_the_canary(six: list[Shard], gate: str, says: str) -> None:
+    rollout = {"gate": gate, "gate_timeout_s": 0.3 if "sleep" in gate else 30}
+
+    report = await fleet_of(six, SHOP, rollout=rollout).apply()
+
+    assert [FAILED, *[PENDING] * 5] == [one.outcome for one in report]
+    assert says in report.shards[0].reason
+    assert State.OLD == flags(six[0])["shop"]
+
+
+@pytest.mark.parametrize("sql", ["SELECT 1", "SELECT NULL::boolean", "SELECT true WHERE false", "SELECT nonsense"])
+async def test_an_assertion_must_return_exactly_true(six: list[Shard], sql: str) -> None:
+    [failed, *_] = await fleet_of(six, SHOP, rollout={"assertions": [sql]}).apply()
+
+    assert FAILED is failed.outcome
+    assert sql in failed.reason
+
+
+async def test_an_assertion_cannot_write(six: list[Shard]) -> None:
+    sql = "INSERT INTO customer VALUES (1, 'x') RETURNING true"
+
+    [failed, *_] = await fleet_of(six, SHOP, rollout={"assertions": [sql]}).apply()
+
+    assert "read-only" in failed.reason
+    assert [] == run(six[0], "SELECT * FROM customer")
+
+
+async def test_structure_ahead_of_the_switch_asks_no_gate(six: list[Shard]) -> None:
+    fleet = fleet_of(six, SHOP, rollout={"assertions": ["SELECT false"]})
+
+    assert {DONE} == set((await outcomes(fleet, until=Until.STRUCTURE)).values())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Parking
+
+
+async def test_a_blocked_shard_gives_its_place_away_and_is_done_at_the_end(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+    fleet = fleet_of(six, SHOP, NOTE, rollout={"jobs": 1, "park_after_s": 0.2})
+    with psycopg.connect(six[1].url.get_secret_value()) as reader:
+        reader.execute("SELECT * FROM customer")
+        pid = reader.info.backend_pid
+        others = {shard.name for shard in six} - {six[1].name}
+        events: list[Event] = []
+
+        def listen(event: Event) -> None:
+            events.append(event)
+            if isinstance(event, OutcomeReached):
+                others.discard(event.shard)
+            if not others:
+                reader.rollback()
+
+        fleet.listener = listen
+        assert {DONE} == set((await outcomes(fleet)).values())
+
+    [parked] = [event for event in events if isinstance(event, Parked)]
+    assert six[1].name == parked.shard
+    assert str(pid) in parked.reason
+    assert six[1].name == [e.shard for e in events if isinstance(e, OutcomeReached)][-1]
+
+
+async def test_a_shard_that_stays_blocked_ends_parked_and_the_blocker_is_named(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+    fleet = fleet_of(six, SHOP, NOTE, rollout={"park_after_s": 0.1}, session={"lock_wait_s": 0.3})
+    with psycopg.connect(six[3].url.get_secret_value(), application_name="nightly") as reader:
+        reader.execute("SELECT * FROM customer")
+
+        report = await fleet.apply()
+
+    assert [DONE, DONE, DONE, PARKED, DONE, DONE] == [one.outcome for one in report]
+    assert "nightly" in report.shards[3].reason
+    assert {DONE} == set((await outcomes(fleet)).values())
+
+
+async def test_a_shard_in_maintenance_is_tried_again_at_the_end(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+    await fleet_of(six[2:3], SHOP).maintain("offline")
+    fleet = fleet_of(six, SHOP, NOTE)
+    lifted = asyncio.Event()
+
+    def lift(event: Event) -> None:
+        if isinstance(event, Parked):
+            run(six[2], "SELECT shardmig.maintenance('off', 'done')")
+            lifted.set()
+
+    fleet.listener = lift
+
+    assert {DONE} == set((await outcomes(fleet)).values())
+    assert lifted.is_set()
+
+
+async def test_a_move_that_rests_for_too_long_parks_the_shard(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+    run(six[4], "INSERT INTO customer SELECT n, 'a' FROM generate_series(1, 10) n")
+    await outcomes(fleet_of(six, SHOP, UPPER), until=Until.DUAL)
+    run(six[4], "SELECT shardmig.pause('upper', 'month end')")
+
+    report = await fleet_of(six, SHOP, UPPER, rollout={"park_after_s": 0.2}, pace={"max_rest_s": 0.3}).apply()
+
+    assert [DONE, DONE, DONE, DONE, PARKED, DONE] == [one.outcome for one in report]
+    assert "month end" in report.shards[4].reason
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Switching
+
+
+async def test_switching_needs_no_canary_and_moves_every_flag(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP, UPPER))
+    fleet = fleet_of(six, SHOP, UPPER, rollout={"assertions": ["SELECT false"]})
+    events = heard(fleet)
+
+    assert (await fleet.switch("upper", State.DUAL)).done
+
+    assert 6 == len([event for event in events if isinstance(event, FlagSwitched)])
+    held = await fleet_of(six, SHOP, UPPER).apply()
+    assert {PENDING} == {one.outcome for one in held}, "what people switched back is theirs"
