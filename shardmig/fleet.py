@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import ledger
-from shardmig.errors import ConfigError, ShardError, ShardmigError
+from shardmig.errors import ConfigError, ShardError, ShardmigError, SwitchRefused
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.rollout import FAILURES, Wave, waves
 from shardmig.runner import Run
@@ -113,6 +113,8 @@ class Fleet:
         """Take a flag to a state on every target, one edge after the other, with the drains and moves it needs."""
 
         async def work(run: Run) -> ShardReport | None:
+            if await ledger.read(run.session) is None:
+                raise SwitchRefused("it has no ledger; `shardmig apply` begins one", shard=run.session.shard.name)
             if await run.walk(flag, target):
                 return None
             return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, _GO_ON)
@@ -164,7 +166,7 @@ class Fleet:
 
     async def _status(self, session: Session, until: Until, *, log: bool) -> ShardStatus:
         shard = session.shard.name
-        records = await ledger.read(session)
+        records = await ledger.read(session, known={accepted.sha256 for accepted in self.plans})
         lines = tuple(await ledger.read_log(session)) if log and records else ()
         todo, held = pending(self.plans, records or ledger.Records(shard), until=until)
         reasons = [f"{one.flag} is held at {one.state.name}" for one in held]
@@ -193,7 +195,7 @@ class Fleet:
 
         Args:
             shard: where.
-            work: returns what is not done; None when all is.
+            work: returns what is to be reported; None when all is done.
             hurried: leave a blocked shard soon, it will be tried again.
         """
         started = time.monotonic()
@@ -202,7 +204,7 @@ class Fleet:
             async with self._session(shard, config, purpose="run") as session:
                 run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
                 report = await work(run)
-                flags = await self._flags(session)
+                flags = (report and report.flags) or await ledger.last_states(session)
         except ShardmigError as error:
             report, flags = ShardReport(shard.name, outcome_of(error), 0, str(error), error=error), ()
         except Exception as error:  # noqa: BLE001 - a bug or a surprise on one shard must not hide what became of others
@@ -211,10 +213,6 @@ class Fleet:
             report, flags = ShardReport(shard.name, Outcome.FAILED, 0, str(unexpected), error=unexpected), ()
         report = report or ShardReport(shard.name, Outcome.DONE, 0)
         return replace(report, seconds=time.monotonic() - started, flags=flags)
-
-    async def _flags(self, session: Session) -> tuple[tuple[str, str], ...]:
-        records = await ledger.read(session)
-        return tuple((name, records.state(name).name) for name in records.flags) if records else ()
 
     @asynccontextmanager
     async def _session(self, shard: Shard, config: Config, *, purpose: str) -> AsyncIterator[Session]:
@@ -274,6 +272,9 @@ class _Apply(_Each):
             await run.vouch(self._aware, todo)
         if records.shard in self._canaries and any(item.target is not None for item in todo):
             await Standing.begin(run.session)
+        if not todo and not held and records.shard not in self._canaries:
+            flags = tuple((name, records.state(name).name) for name in records.flags)
+            return ShardReport(records.shard, Outcome.DONE, 0, flags=flags)
         if not await run.apply(todo, records):
             return ShardReport(records.shard, Outcome.INTERRUPTED, 0, _GO_ON)
         if held:

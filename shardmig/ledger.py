@@ -14,7 +14,7 @@ import socket
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from psycopg import errors as pg
 
@@ -24,7 +24,7 @@ from shardmig.session import Query
 from shardmig.states import EDGES, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from datetime import datetime
 
     from shardmig.plan import Plan
@@ -44,8 +44,10 @@ __all__ = [
     "finish_migration",
     "holder_name",
     "install",
+    "last_states",
     "os_user",
     "read",
+    "read_flags",
     "read_log",
     "set_maintenance",
     "translated",
@@ -265,7 +267,8 @@ _FLAGS = """
 SELECT flag, revision, state, has_move, cross_table, needs, drained, new_valid, old_valid, epoch, changed_at
 FROM shardmig.flag WHERE shard = $1 ORDER BY revision"""
 _MIGRATIONS = """
-SELECT revision, position, flag, sha256, plan, started_at, finished_at, started_by
+SELECT revision, position, flag, sha256, CASE WHEN sha256 = ANY ($2::text[]) THEN '' ELSE plan END, started_at,
+    finished_at, started_by
 FROM shardmig.migration WHERE shard = $1 ORDER BY position"""
 _STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
     bounded_at, upto, cursor, rows, batches, rows_estimated, check_cursor, checked_at, waiting,
@@ -277,9 +280,13 @@ SELECT at, action, flag, revision, before, after, reason, session_user_name, os_
 FROM shardmig.log WHERE shard = $1 ORDER BY id"""
 
 
-async def read(session: Session) -> Records | None:
+async def read(session: Session, *, known: Collection[str] = ()) -> Records | None:
     """
-    Read everything about a session's shard, in two round trips.
+    Read everything about a session's shard, in one round trip.
+
+    Args:
+        session: on the shard.
+        known: hashes of plans whose text the caller has; for these `MigrationRow.plan` is empty.
 
     Returns:
         None when the database has no ledger yet, or has one that does not know this shard's schema yet.
@@ -287,31 +294,24 @@ async def read(session: Session) -> Records | None:
     Raises:
         WrongShard: the schema is another shard's, or the name another schema's; nothing was written.
     """
-    shard = session.shard
+    name = session.shard.name
     try:
-        known = await session.execute(_SHARD, [shard.name, shard.schema_name])
+        found, flags, migrations, steps = await session.flight(
+            [
+                Query(_SHARD, [name, session.shard.schema_name]),
+                Query(_FLAGS, [name]),
+                Query(_MIGRATIONS, [name, list(known)]),
+                Query(_STEPS, [name]),
+            ]
+        )
     except (pg.UndefinedTable, pg.InvalidSchemaName):
         return None
-    if not known.rows:
+    row = _own_row(session, found.rows)
+    if row is None:
         return None
-    if len(known.rows) > 1 or known.rows[0][:2] != (shard.name, shard.schema_name):
-        name, schema = next(row[:2] for row in known.rows if row[:2] != (shard.name, shard.schema_name))
-        raise WrongShard(
-            f"{shard.address} schema {schema!r} is shard {name!r}; correct the url or schema of {shard.name!r}, "
-            "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
-            shard=shard.name,
-        )
-    _, _, version, epoch, maintenance, reason, term, holder, since = known.rows[0]
-    if version > LEDGER_VERSION:
-        raise ShardError(
-            f"its ledger is version {version}, this shardmig knows {LEDGER_VERSION}; upgrade shardmig here",
-            shard=shard.name,
-        )
-    flags, migrations, steps = await session.flight(
-        [Query(sql, [shard.name]) for sql in (_FLAGS, _MIGRATIONS, _STEPS)],
-    )
+    epoch, maintenance, reason, term, holder, since = row
     return Records(
-        shard=shard.name,
+        shard=name,
         epoch=epoch,
         maintenance=maintenance,
         reason=reason,
@@ -322,6 +322,40 @@ async def read(session: Session) -> Records | None:
         migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
         steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},
     )
+
+
+def _own_row(session: Session, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
+    """Return what the ledger says of this shard itself; refuse to take another shard's for it."""
+    shard = session.shard
+    if not rows:
+        return None
+    if len(rows) > 1 or rows[0][:2] != (shard.name, shard.schema_name):
+        name, schema = next(row[:2] for row in rows if row[:2] != (shard.name, shard.schema_name))
+        raise WrongShard(
+            f"{shard.address} schema {schema!r} is shard {name!r}; correct the url or schema of {shard.name!r}, "
+            "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
+            shard=shard.name,
+        )
+    _, _, version, *own = rows[0]
+    if version > LEDGER_VERSION:
+        raise ShardError(
+            f"its ledger is version {version}, this shardmig knows {LEDGER_VERSION}; upgrade shardmig here",
+            shard=shard.name,
+        )
+    return tuple(own)
+
+
+async def read_flags(session: Session) -> dict[str, FlagRow]:
+    """Read the flags alone, by name; the ledger is there."""
+    return {row.flag: row for row in await session.fetch(FlagRow, _FLAGS, [session.shard.name])}
+
+
+async def last_states(session: Session) -> tuple[tuple[str, str], ...]:
+    """Name the state of each flag for a report; none where there is no ledger, or no connection any more."""
+    try:
+        return tuple((row.flag, State(row.state).name) for row in (await read_flags(session)).values())
+    except (pg.Error, ShardError):
+        return ()
 
 
 async def read_log(session: Session) -> list[LogRow]:

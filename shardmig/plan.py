@@ -181,9 +181,10 @@ class AcceptedPlan:
             statements that lock no existing relation are absent.
         creates: step number → the table that the statement creates, likewise as written.
         indexes: step number → the index that a non-transactional statement builds, unqualified.
+        sha256: the plan's hash, computed once: a fleet compares it with every shard's ledger.
     """
 
-    __slots__ = ("creates", "indexes", "locks", "plan")
+    __slots__ = ("creates", "indexes", "locks", "plan", "sha256")
 
     def __init__(
         self,
@@ -200,6 +201,7 @@ class AcceptedPlan:
         self.locks = locks
         self.creates = creates or {}
         self.indexes = indexes or {}
+        self.sha256 = plan.sha256
 
 
 _SEAL = object()

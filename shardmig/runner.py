@@ -79,10 +79,11 @@ class Run:
 
     async def records(self) -> Records:
         """Read the ledger, after installing it where it is missing."""
-        records = await ledger.read(self.session)
+        known = {accepted.sha256 for accepted in self.plans}
+        records = await ledger.read(self.session, known=known)
         if records is None:
             await ledger.install(self.session)
-            records = await ledger.read(self.session)
+            records = await ledger.read(self.session, known=known)
         if records is None:
             raise ShardError("the ledger was removed while it was read; apply again", shard=self.session.shard.name)
         return records

@@ -87,10 +87,10 @@ async def read_flag(session: Session, flag: str) -> FlagRow:
     Raises:
         SwitchRefused: the shard has no such flag.
     """
-    records = await ledger.read(session)
-    row = records.flags.get(flag) if records else None
+    flags = await ledger.read_flags(session)
+    row = flags.get(flag)
     if row is None:
-        known = ", ".join(sorted(records.flags)) if records and records.flags else "none"
+        known = ", ".join(sorted(flags)) or "none"
         raise SwitchRefused(f"no flag {flag!r} here; known flags: {known}", shard=session.shard.name)
     return row
 

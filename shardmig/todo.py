@@ -97,7 +97,7 @@ def pending(
 def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo | None, Held | None]:
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
-    if row is not None and row.sha256 != plan.sha256:
+    if row is not None and row.sha256 != accepted.sha256:
         begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
         raise PlanChanged(
             f"{records.shard}: {plan.revision} is not the plan that was begun there; restore the committed script and "
