@@ -114,6 +114,7 @@ def compare(server: local.Server, options: argparse.Namespace, ways: dict[str, C
                     time.sleep(WATCHED_S)
                 else:
                     measured[name].append(ways[name](url, options.rows))
+                time.sleep(0.5)  # who waited for the last batch is through only now
                 felt[name] += app.latencies()
                 costs[name].append([there - here for here, there in zip(before, look(url), strict=True)])
             sys.stderr.write(f"round {turn + 1}: {name}\n")
