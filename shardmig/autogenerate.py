@@ -60,7 +60,7 @@ class Differences:
 
 
 def differences(
-    config: Config, shard: Shard | None = None, *, plans: Sequence[AcceptedPlan] | None = None
+    config: Config, shard: Shard | None = None, *, models: Sequence[sa.MetaData] | None = None
 ) -> Differences:
     """
     Compare the models with a shard; nothing is changed there.
@@ -68,7 +68,7 @@ def differences(
     Args:
         config: the project's.
         shard: a real one; None builds a scratch shard from the committed plans.
-        plans: the history, if it is loaded already.
+        models: the metadata; None imports what the configuration names.
 
     Raises:
         ConfigError: the models cannot be imported.
@@ -76,8 +76,13 @@ def differences(
         LocalServerError: no scratch server can be started.
         ShardUnreachable: the real shard does not answer.
     """
-    models = load_models(config)
-    accepted = accepted_plans(config) if plans is None and config.migrations_dir.is_dir() else tuple(plans or ())
+    models = load_models(config) if models is None else models
+    accepted = accepted_plans(config) if config.migrations_dir.is_dir() else ()
+    if shard is None and config.lint.start_after:
+        raise ConfigError(
+            f"nothing here makes what was there before {config.lint.start_after}, so there is no scratch shard to "
+            "compare with; name a real one with --shard NAME"
+        )
     if shard is not None:
         found = _compared(config, models, shard)
     else:
@@ -93,7 +98,9 @@ def differences(
     return Differences(Judge(config, accepted).draft(found.additions, found.explained), known)
 
 
-def autogenerate(config: Config, message: str, shard: Shard | None = None) -> tuple[Path | None, Differences]:
+def autogenerate(
+    config: Config, message: str, shard: Shard | None = None, *, models: Sequence[sa.MetaData] | None = None
+) -> tuple[Path | None, Differences]:
     """
     Write a script that brings shards to the models, as far as additions go.
 
@@ -103,7 +110,7 @@ def autogenerate(config: Config, message: str, shard: Shard | None = None) -> tu
     Raises:
         As `differences`.
     """
-    found = differences(config, shard)
+    found = differences(config, shard, models=models)
     if not found.any:
         return None, found
     sources = [source for _, source in found.draft.written]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING
 
 from shardmig import local
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Scratch", "scratch"]
 
 _ANY_VERSION = (10, 99)
+_numbers = count(1)  # of databases; two of one process may share a server
 _CREATES_SCHEMA = re.compile(r"\s*CREATE\s+SCHEMA\s+(?:\"(?P<quoted>[^\"]+)\"|(?P<plain>\w+))", re.IGNORECASE)
 _EXTENSIONS = "SELECT name FROM pg_available_extensions WHERE name = ANY ($1::text[]) ORDER BY name"
 
@@ -57,7 +59,6 @@ class Scratch:
     def __init__(self, server: local.Server, config: Config, plans: Sequence[AcceptedPlan]) -> None:
         self._server = server
         self._plans = tuple(plans)
-        self._count = 0
         self.config = config.model_copy(
             update={
                 "session": SessionSettings(),
@@ -67,12 +68,11 @@ class Scratch:
 
     async def shard(self, schema: str = "public") -> Shard:
         """Make an empty shard in a database of its own, with the schemas and types that plans take as given."""
-        self._count += 1
-        url = self._server.create_database(f"scratch{self._count}")
+        url = self._server.create_database(f"scratch{next(_numbers)}")
         admin = Shard.model_validate({"name": "scratch", "url": url})
         shard = Shard.model_validate({"name": "scratch", "url": url, "schema": schema})
         async with open_session(admin, self.config.session, pg_versions=_ANY_VERSION, purpose="read") as session:
-            for name in sorted({schema, *self.config.lint.schemas} - self._created_schemas() - {"public"}):
+            for name in sorted({schema, *self._taken_schemas()} - self._created_schemas() - {"public"}):
                 await session.execute(f"CREATE SCHEMA {quote(name)}")
             # A type such as citext comes with the extension of its name.
             known = [kind.rpartition(".")[2] for kind in self.config.lint.known_types]
@@ -109,7 +109,17 @@ class Scratch:
         if offline:
             (await fleet.maintain("off")).raise_for_failures()
 
+    def _texts(self) -> list[str]:
+        return [step.sql for accepted in self._plans for step in accepted.plan.steps if isinstance(step, Statement)]
+
+    def _taken_schemas(self) -> set[str]:
+        """Return the configured schemas that plans speak of."""
+        return {
+            name
+            for name in self.config.lint.schemas
+            if any(re.search(rf'\b{re.escape(name)}"?\.', text) for text in self._texts())
+        }
+
     def _created_schemas(self) -> set[str]:
-        texts = [step.sql for accepted in self._plans for step in accepted.plan.steps if isinstance(step, Statement)]
-        found = filter(None, map(_CREATES_SCHEMA.match, texts))
+        found = filter(None, map(_CREATES_SCHEMA.match, self._texts()))
         return {match["quoted"] or match["plain"].lower() for match in found}

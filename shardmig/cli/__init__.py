@@ -27,6 +27,7 @@ from shardmig.cli import (
     show,
     status,
     switch,
+    verify,
 )
 from shardmig.cli.console import guarded
 
@@ -73,6 +74,7 @@ for verb in (
     maintenance,
     status,
     gate,
+    verify,
     history,
     show,
     adopt,

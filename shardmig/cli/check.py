@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def check(config: options.Config_ = None) -> None:
-    """Exit 1 unless every plan is written, is what its script renders to, and is additive."""
+    """Exit 1 unless every plan is written, is what its script renders to, is additive, and covers the models."""
     from shardmig import config as configuration
     from shardmig.cli import console
 
@@ -54,3 +54,27 @@ def _problems(here: Config) -> Iterator[str]:
         yield f"{len(failures)} violations; `shardmig lint` shows each with its cure"
     else:
         console.tell(f"{len(loaded)} plans, head {loaded[-1].plan.revision if loaded else 'none'}: additive")
+        yield from _uncovered(here)
+
+
+def _uncovered(here: Config) -> Iterator[str]:
+    """Say what of the models no plan adds, and no script explains."""
+    from shardmig.cli import console
+
+    if not here.models:
+        return
+    if here.lint.start_after:
+        console.tell("models were not compared: nothing here makes what was there before the adopted history ends")
+        return
+    from shardmig.autogenerate import differences
+
+    found = differences(here)
+    for title, _ in found.draft.written:
+        yield f"the models have the {title}, and no plan adds it"
+    for one in found.unexplained:
+        yield f"{one.title}, and no script explains that"
+    if found.any:
+        yield 'models and plans differ; `shardmig revision -m "…" --autogenerate` writes what can be added'
+    else:
+        known = len(found.draft.explained)
+        console.tell("models: as the plans make them" + (f", but for {known} explained differences" if known else ""))
