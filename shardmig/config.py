@@ -75,7 +75,10 @@ class Shard(_Section):
         if "://" not in url:
             parts = dict(re.findall(r"(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", url))
             return f"{parts.get('host', 'local')}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
-        split = urlsplit(url)
+        try:
+            split = urlsplit(url)
+        except ValueError:
+            return "(a url that cannot be read)"
         return f"{split.netloc.rpartition('@')[2] or 'local'}{split.path}"
 
     @property

@@ -158,7 +158,7 @@ async def moving(
 async def blocked(look: psycopg.Connection[Any], pid: int) -> None:
     """Wait until a server process waits for a lock."""
     async with asyncio.timeout(10):
-        while not look.execute("SELECT FROM pg_locks WHERE pid = %s AND NOT granted", [pid]).fetchall():  # noqa: ASYNC110
+        while not look.execute("SELECT FROM pg_locks WHERE pid = %s AND NOT granted", [pid]).fetchall():
             await asyncio.sleep(0.001)
 
 

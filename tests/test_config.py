@@ -121,6 +121,7 @@ def test_a_url_takes_variables_from_the_environment(
         ("postgresql://me:s3cret@db.example:5433/shop?sslmode=require", "db.example:5433/shop"),
         ("host=db port=1 dbname=shop user=me password='s3 cret'", "db:1/shop"),
         ("postgresql:///shop", "local/shop"),
+        ("postgresql://me:s3cret@[broken", "(a url that cannot be read)"),
     ],
 )
 def test_neither_address_nor_text_of_a_shard_shows_its_password(url: str, address: str) -> None:

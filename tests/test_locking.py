@@ -133,7 +133,7 @@ async def test_a_change_by_somebody_else_while_we_queued_is_not_blamed_on_us(sho
         async with await psycopg.AsyncConnection.connect(shop.url.get_secret_value()) as other:
             await other.execute("ALTER TABLE customer ADD CHECK (id > -1)")
             applying = asyncio.create_task(under_lock(session, "customer", [ADD]))
-            while watch.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is None:  # noqa: ASYNC110 - in the server
+            while watch.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is None:
                 await asyncio.sleep(0.005)
             await other.commit()
         await applying
