@@ -62,7 +62,7 @@ class Demo:
         raise AssertionError(f"the demo ended without {text!r}")
 
     def end(self) -> tuple[int, str]:
-        said, _ = self.process.communicate(timeout=60)
+        said, _ = self.process.communicate(timeout=120)
         return self.process.returncode, said
 
     def at_work(self) -> list[str]:

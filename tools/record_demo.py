@@ -12,6 +12,7 @@ import io
 import re
 import sys
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "demo.svg"
 
 _WIDTH = 104
-_EVERY_S = 1.5  # of the story, a moment
-_SHOWN_S = 0.9  # of the picture
+_LOOK_S = 0.35  # of the story between two looks
+_QUIET_LOOKS = 5  # a moment is taken when a runner is at work, or after so many looks
+_MOMENTS = 24  # shown, of all
+_SHOWN_S = 0.7  # of the picture
 _LAST_S = 9.0
 
 
@@ -61,9 +64,10 @@ async def _watched(story: Story, stage: Stage, recorder: Recorder) -> None:
     """Tell the story and take a moment now and then."""
 
     async def watch() -> None:
-        while True:
-            await asyncio.sleep(_EVERY_S)
-            recorder.take(stage)
+        for look in count(1):
+            await asyncio.sleep(_LOOK_S)
+            if look % _QUIET_LOOKS == 0 or any(page.doing for page in story.logbook.pages.values()):
+                recorder.take(stage)
 
     watching = asyncio.create_task(watch())
     verdict = await story.tell()
@@ -126,7 +130,8 @@ def main() -> None:
     with local.cluster(FULL.shards) as servers:
         asyncio.run(_watched(Story(project(servers), FULL, stage), stage, recorder))
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
-    IMAGE.write_text(picture(recorder.moments), encoding="utf-8")
+    step = max(1, round(len(recorder.moments) / _MOMENTS))
+    IMAGE.write_text(picture(recorder.moments[::-step][::-1]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -184,9 +184,8 @@ class Story:
         await self._watch()
 
     async def _migrate_rest(self) -> None:
-        rest = self._shards[1:]
-        self.stage.act("The others follow, side by side")
-        await self._apply(rest, " ".join(f"--shard {shard.name}" for shard in rest), aware="B")
+        self.stage.act("The others follow in waves; a shard that is done costs one look")
+        await self._apply(self._shards, "--all", aware="B")
         await self._watch()
 
     async def _switch_back_and_forth(self) -> None:
