@@ -59,6 +59,9 @@ FROM pg_prepared_xacts WHERE database = current_database()
 """
 # A snapshot exported before the flip may have been imported after it; whoever did so shows an old backend_xmin.
 _OLD_SNAPSHOT = f"""{_OPEN} AND age(a.backend_xmin) > age($2::text::xid)"""
+# It may hand it on while we wait. Younger snapshots look as old while an old xid still runs, maybe in another database;
+# then ours does too, and nobody new is waited for.
+_HANDED_ON = f"{_OLD_SNAPSHOT} AND age(a.backend_xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,7 @@ async def drain_shard(
     await watch.wait_out(_OPEN, exempt)
     await watch.wait_out(_PREPARED, [])
     await watch.wait_out(_OLD_SNAPSHOT, [*exempt, boundary])
+    await watch.wait_out(_HANDED_ON, [*exempt, boundary], newcomers=True)
 
 
 @dataclass(slots=True)
@@ -215,8 +219,8 @@ class _Watch:
     listener: Listener | None
     told_at: float = 0.0
 
-    async def wait_out(self, query: str, params: Sequence[object]) -> None:
-        """List what the query finds now, then look until none of *those* is left."""
+    async def wait_out(self, query: str, params: Sequence[object], *, newcomers: bool = False) -> None:
+        """List what the query finds now, then look until none of *those* is left; nobody at all, with `newcomers`."""
         pause_s, longest_s = _POLL_S
         listed = await self._look(query, params)
         waited_for = {one.id for one in listed}
@@ -227,7 +231,7 @@ class _Watch:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), pause_s)
             pause_s = min(pause_s * 2, longest_s)
-            listed = [one for one in await self._look(query, params) if one.id in waited_for]
+            listed = [one for one in await self._look(query, params) if newcomers or one.id in waited_for]
 
     def _tell(self, listed: Collection[_Open]) -> None:
         if self.listener and time.monotonic() - self.told_at > _TELL_S:

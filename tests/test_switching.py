@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -100,6 +101,24 @@ async def test_the_drain_waits_for_a_snapshot_that_outlived_its_exporter(shard: 
             await asyncio.sleep(0.3)  # three times the longest pause between two looks
             assert not drain.done()
             importer.rollback()
+
+
+async def test_the_drain_waits_for_a_snapshot_that_is_handed_on_while_it_waits(shard: Shard, connect: Connect) -> None:
+    """Who took over the snapshot may let it be taken over again: listing the holders once is not enough."""
+    async with moving(shard, same_table(), T, dual=False) as here:
+        holders = [connect(shard) for _ in range(3)]
+        await repeatable_read(holders[0])
+        async with draining(here) as drain:
+            for holder, heir in pairwise(holders):
+                snapshot = holder.execute("SELECT pg_export_snapshot()").fetchone()
+                assert snapshot is not None
+                heir.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                heir.execute(f"SET TRANSACTION SNAPSHOT '{snapshot[0]}'")
+                holder.rollback()
+                await asyncio.sleep(0.3)  # three times the longest pause between two looks
+                assert not drain.done()
+            assert holders[2].execute("SELECT state FROM shardmig.flag").fetchone() == (State.OLD,)
+            holders[2].rollback()
 
 
 async def test_the_drain_does_not_wait_for_who_began_after_its_look(shard: Shard, connect: Connect) -> None:
