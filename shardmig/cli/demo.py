@@ -8,6 +8,8 @@ import typer
 
 __all__ = ["demo", "register"]
 
+_WITHOUT = "Do not wait for transactions older than a flip: the oracle reports wrong reads, for the demo can fail."
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -21,7 +23,7 @@ def demo(
     shards: Annotated[int, typer.Option(min=2, max=16, help="Shards, each one a PostgreSQL server.")] = 4,
     fast: Annotated[bool, typer.Option("--fast", help="A short story on few rows.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers running at the end, until Ctrl-C.")] = False,
-    drains: Annotated[bool, typer.Option("--drains/--without-drains", hidden=True)] = True,
+    drains: Annotated[bool, typer.Option("--drains/--without-drains", hidden=True, help=_WITHOUT)] = True,
 ) -> None:
     """
     Migrate four PostgreSQL servers under the traffic of a little shop.

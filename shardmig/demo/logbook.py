@@ -66,8 +66,8 @@ class Logbook:
                 page.flipped_at = time.monotonic() if event.after is State.DUAL else None
             case Draining():
                 oldest = event.blockers[0].age_s if event.blockers else None
-                age = "" if oldest is None else f", the oldest {oldest:.1f} s old"
-                page.doing = f"drains {event.flag}: waits for {len(event.blockers)} transactions{age}"
+                age = "" if oldest is None else f", oldest {oldest:.1f} s"
+                page.doing = f"drains {event.flag}: {len(event.blockers)} still open{age}"
             case StepStarted(kind="move"):
                 self._drained(page)
                 page.doing, page.share = f"moves rows for {event.revision}", 0.0

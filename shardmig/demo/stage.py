@@ -74,9 +74,8 @@ class Stage:
         """Say what somebody would type for what happens next."""
         self._console.print(Text.assemble(" " * 12, ("$ ", "green"), line))
 
-    def reported(self, report: Report) -> None:
+    def reported(self, report: Report, seconds: float) -> None:
         """Tell how a command ended: one line when all is well, else one a shard."""
-        seconds = max((one.seconds for one in report), default=0.0)
         done = sum(one.outcome is Outcome.DONE for one in report)
         self._console.print(Text(f"{'':12}  {done} of {len(report.shards)} shards done in {seconds:.1f} s", "dim"))
         for one in report:
@@ -94,8 +93,10 @@ class Stage:
 def _shards(logbook: Logbook) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     flags = list(next(iter(logbook.pages.values())).states)
-    for heading in ("shard", *flags, "rows moved", ""):
-        table.add_column(heading, justify="right" if heading == "rows moved" else "left", no_wrap=True)
+    for heading, width in (("shard", max(map(len, logbook.pages))), *((flag, len(flag)) for flag in flags)):
+        table.add_column(heading, min_width=width, no_wrap=True)
+    table.add_column("rows moved", min_width=len("rows moved"), justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, overflow="ellipsis")
     for shard, page in logbook.pages.items():
         states = [_state(page.states[flag]) for flag in flags]
         table.add_row(Text(shard, "bold"), *states, f"{page.rows_moved:,}", _doing(page))
@@ -177,7 +178,7 @@ def _figures(verdict: Verdict) -> Iterator[str]:
     )
     yield (
         f"{traffic.rows_read:,} rows read and compared with the oracle; "
-        f"{traffic.retries:,} transactions of REPEATABLE READ writers were done again, as they have to"
+        f"{traffic.retries:,} REPEATABLE READ writers retried, as they must"
     )
     if drains:
         yield f"flip and drain: median {drains[len(drains) // 2] * 1000:,.0f} ms, longest {drains[-1] * 1000:,.0f} ms"

@@ -251,12 +251,13 @@ class Story:
             listener=self.logbook.hear,
             reason=reason,
         )
+        started = time.monotonic()
         report = await work(fleet)
         for one in report:
             self.logbook.pages[one.shard].seconds += one.seconds
         if not report.done:
             self._failures += [f"{one.shard}: {one.outcome.value}: {one.reason}" for one in report if one.reason]
-        self.stage.reported(report)
+        self.stage.reported(report, time.monotonic() - started)
 
     def _seed(self) -> None:
         """Fill all shards side by side."""
