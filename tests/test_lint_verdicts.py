@@ -10,7 +10,7 @@ import lint_cases
 import pytest
 
 DATA = Path(__file__).parent / "data"
-FILES = ("lint-cases.jsonl", "lint-verdicts.jsonl")
+FILES = ("lint-cases.jsonl", "lint-verdicts.jsonl", "lint-forms.jsonl")
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shardmig.lint import datatypes, functions, tables
+from shardmig.lint import datatypes, functions, options, tables
 from shardmig.lint.expressions import DEFAULT_OF_OLD, collation, expression, type_of
 from shardmig.lint.rules import structure as rules
 from shardmig.lint.rules.text import UnknownSyntax
@@ -36,6 +36,8 @@ def alter_table(judge: Judge, statement: Node) -> None:
     table = judge.relation(relation)
     if not relation.get("inh"):
         judge.refuse(rules.OnlyParent, relation, "ONLY fails where the table has children; leave it out")
+    added = [command.get("def") for command in statement.get("cmds", []) if command.get("subtype") == "AT_AddColumn"]
+    options.column_names(judge, added)
     for command in statement.get("cmds", []):
         if command.get("subtype") != "AT_AddColumn":
             _other_action(judge, command, table)

@@ -19,7 +19,7 @@ COMPARABLE = _MULTIRANGES | _names("""
 """)
 
 # Anything else that a new table may hold.
-ANY = COMPARABLE | _names("box circle json jsonpath line lseg path point polygon xml")
+ANY = COMPARABLE | _names("box circle json jsonpath line lseg path pg_snapshot point polygon txid_snapshot xml")
 
 # What an expression may be cast to besides.
 CASTS = ANY | _names("regclass regconfig regtype tid xid")
@@ -27,4 +27,4 @@ CASTS = ANY | _names("regclass regconfig regtype tid xid")
 # Read as "a column with a sequence" by CREATE TABLE and ADD COLUMN, only when unqualified.
 SERIAL = _names("serial serial2 serial4 serial8 smallserial bigserial")
 
-TYPE_SINCE = {"xid8": 13} | dict.fromkeys(_MULTIRANGES, 14)
+TYPE_SINCE = {"pg_snapshot": 13, "xid8": 13} | dict.fromkeys(_MULTIRANGES, 14)

@@ -97,6 +97,7 @@ def type_of(judge: Judge, node: Node, allowed: frozenset[str], rule: type[Rule] 
     name = names[-1]
     own = len(names) == 1 or (len(names) == 2 and names[0] == "pg_catalog")  # noqa: PLR2004 - schema and name
     if own and name in datatypes.CASTS:
+        _scale(judge, node, name)
         judge_since(judge, datatypes.TYPE_SINCE.get(name), node, f"type {name}")
         if name not in allowed:
             _refuse_own_type(judge, node, name, rule)
@@ -113,6 +114,13 @@ def type_of(judge: Judge, node: Node, allowed: frozenset[str], rule: type[Rule] 
         f"rewrites the table; use one of PostgreSQL's, or name it in known_types",
     )
     return dotted
+
+
+def _scale(judge: Judge, node: Node, name: str) -> None:
+    """Refuse numeric(3, -2) and numeric(2, 5) where a shard is older than they are."""
+    numbers = [typmod.get("ival", 0) for typmod in node.get("typmods", []) if isinstance(typmod, Node)]
+    if name == "numeric" and len(numbers) > 1 and not 0 <= numbers[1] <= numbers[0]:
+        judge.since(15, node, "a scale below 0 or above the precision")
 
 
 def judge_since(judge: Judge, version: int | None, node: Node, what: str) -> None:
@@ -303,6 +311,10 @@ def function(judge: Judge, names: list[str], node: Node, place: Place) -> None:
         _unknown(judge, node, names, place)
     elif name in place.functions:
         judge_since(judge, functions.SINCE.get(name), node, f"{name}()")
+        arguments = len(node.get("args", []))
+        judge_since(judge, functions.SINCE_WITH.get((name, arguments)), node, f"{name}() with {arguments} arguments")
+        if name == "timezone" and node.get("funcformat") == "COERCE_SQL_SYNTAX" and arguments == 1:
+            judge.since(17, node, "AT LOCAL")
         if place.existing and name in functions.CLOCK:
             _own_value(judge, node, f"{name}()")
     elif name in functions.SEQUENCE:
@@ -384,6 +396,7 @@ _HANDLERS: dict[str, Callable[[Judge, Node, Place], None]] = {
     "FuncCall": _call,
     "GroupingFunc": _args,
     "GroupingSet": _grouping_set,
+    "MergeSupportFunc": _leaf,
     "MinMaxExpr": _args,
     "MultiAssignRef": _args,
     "NamedArgExpr": _args,

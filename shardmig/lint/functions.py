@@ -18,6 +18,7 @@ __all__ = [
     "SETS",
     "SIDE_EFFECTS",
     "SINCE",
+    "SINCE_WITH",
     "STABLE",
     "STRICT",
     "TOTAL",
@@ -139,6 +140,14 @@ SINCE: dict[str, int] = {
         18: "array_reverse array_sort casefold crc32 crc32c gamma lgamma uuidv4 uuidv7",
     }.items()
     for name in names.split()
+}
+
+# The first major version that takes so many arguments, where older ones take fewer.
+SINCE_WITH: dict[tuple[str, int], int] = {
+    ("generate_series", 4): 16,
+    ("json_strip_nulls", 2): 18,
+    ("jsonb_strip_nulls", 2): 18,
+    ("random", 2): 17,
 }
 
 # Null only for null input, so a NOT NULL column may have them as a default.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from shardmig import sqltree
+from shardmig.lint.lexical import judge_tokens
 from shardmig.lint.nodes import FIELDS
 from shardmig.lint.rules import text as rules
 from shardmig.lint.scope import CATALOG_SCHEMAS, LEDGER_SCHEMA, Scope
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "judge_text"]
 
-NAME_BYTES = 63  # NAMEDATALEN - 1
-
-_MAYBE_LONG = re.compile(r'[A-Za-z0-9_$]{64}|"(?:[^"]|""){64}|[^\x00-\x7f]')
-_NEW_NUMBER = re.compile(r"(?i)\b0[xob]|\d_\d")
-_NUMBER_NEEDS = 16  # 0x1F and 1_000 are numbers from PostgreSQL 16 on; before, 1_000 is 1 with the alias _000
 _FORBIDDEN = re.compile("[\0\r\u202a-\u202e\u2066-\u2069]")
 _WHAT = {"\0": "a NUL character", "\r": "a carriage return"}
 
@@ -140,7 +134,7 @@ def judge_text(scope: Scope, sql: str, world: Callable[[Judge, Node], None]) -> 
         return judge
     try:
         statements = sqltree.parse(sql)
-        _tokens(judge)
+        judge_tokens(judge)
     except sqltree.SqlError as error:
         _unreadable(judge, error)
         return judge
@@ -175,52 +169,6 @@ def _unreadable(judge: Judge, error: sqltree.SqlError) -> None:
         judge.refuse(rules.NotSql, place, "a psql meta command is not SQL; write the statement itself")
     else:
         judge.refuse(rules.NotSql, min(place, len(judge.sql)), f"not SQL: {error.message}; correct it")
-
-
-def _tokens(judge: Judge) -> None:
-    """Refuse what only the lexer sees; most texts hold nothing that is worth a scan."""
-    sql = judge.sql
-    if not ("\\" in sql or _MAYBE_LONG.search(sql) or _NEW_NUMBER.search(sql)):
-        return
-    for token in sqltree.tokens(sql):
-        if token.kind in ("IDENT", "UIDENT"):
-            _identifier(judge, token)
-        elif token.kind == "SCONST" and "\\" in token.text and token.text[0] == "'":
-            judge.refuse(
-                rules.HiddenText,
-                token.offset + token.text.index("\\"),
-                "a backslash in a plain literal depends on standard_conforming_strings; write an E'' literal",
-                fix="E" + token.text.replace("\\", "\\\\"),
-            )
-        elif token.kind in ("ICONST", "FCONST") and _NEW_NUMBER.search(token.text):
-            judge.since(_NUMBER_NEEDS, token.offset, f"the number {token.text}")
-
-
-def _identifier(judge: Judge, token: sqltree.Token) -> None:
-    name = token.text
-    if name.startswith('"'):
-        name = name[1:-1].replace('""', '"')
-    if len(name.encode()) > NAME_BYTES:
-        judge.refuse(
-            rules.LongName,
-            token.offset,
-            f"{name[:20]}… has {len(name.encode())} bytes; PostgreSQL silently keeps {NAME_BYTES}; shorten it",
-        )
-    if not name.isascii() and (strange := _invisible(name)):
-        judge.refuse(
-            rules.HiddenText,
-            token.offset,
-            f"a name holds {strange}, which nobody sees; write it with letters",
-        )
-
-
-@lru_cache(maxsize=256)
-def _invisible(name: str) -> str | None:
-    """Return the name of the first character that a reader cannot see."""
-    for character in name:
-        if character != " " and unicodedata.category(character)[0] in "ZC":
-            return unicodedata.name(character, f"U+{ord(character):04X}")
-    return None
 
 
 def _spoken(field: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardmig import sqltree
 from shardmig.lint.expressions import expression
 from shardmig.lint.queries import place_of, query, source, with_clause
 from shardmig.lint.rules import moves as rules
@@ -239,6 +240,17 @@ def _returning(judge: Judge, statement: Node) -> None:
     for target in clause.get("exprs", []):
         judge.known(target)
         expression(judge, target.get("val"), place_of())
+    for node in sqltree.walk(clause):
+        fields = node.get("fields", [""])
+        if node.kind == "ColumnRef" and fields[0] in ("old", "new") and fields[0] not in _sources(statement):
+            judge.since(18, node, f"{fields[0]} in RETURNING")
+
+
+def _sources(statement: Node) -> set[str]:
+    """Return the names that a statement's own tables and sub-selects go by."""
+    sources = [node for node in sqltree.walk(statement) if node.kind in ("RangeVar", "RangeSubselect", "RangeFunction")]
+    aliases = [(node.get("alias"), node.get("relname", "")) for node in sources]
+    return {relname if alias is None else alias.get("aliasname") for alias, relname in aliases}
 
 
 _HANDLERS: dict[str, Callable[[Judge, Node], None]] = {

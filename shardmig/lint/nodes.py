@@ -34,6 +34,7 @@ FIELDS = _fields(
     FuncCall="funcname args agg_order agg_filter over agg_within_group agg_star agg_distinct func_variadic funcformat "
     "location",
     GroupingFunc="args location",
+    MergeSupportFunc="msftype msfcollid location",
     MinMaxExpr="op args location",
     MultiAssignRef="source colno ncolumns",
     NamedArgExpr="arg name argnumber location",

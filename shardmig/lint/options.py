@@ -6,21 +6,35 @@ from typing import TYPE_CHECKING
 
 from shardmig.lint.expressions import type_of
 from shardmig.lint.rules import structure as rules
-from shardmig.lint.rules.text import UnknownSchema, UnknownSyntax
+from shardmig.lint.rules.text import CatalogName, UnknownSchema, UnknownSyntax
 
 if TYPE_CHECKING:
     from shardmig.lint.judge import Judge
     from shardmig.sqltree import Node
 
-__all__ = ["owned_schema", "permanent", "sequence_options", "storage_options"]
+__all__ = ["column_names", "owned_schema", "permanent", "sequence_options", "storage_options"]
 
 _OPTIONS = frozenset(
     {
         "fillfactor", "toast_tuple_target", "parallel_workers", "vacuum_truncate", "vacuum_index_cleanup",
         "log_autovacuum_min_duration", "deduplicate_items", "buffering", "fastupdate", "gin_pending_list_limit",
-        "pages_per_range", "autosummarize",
+        "pages_per_range", "autosummarize", "user_catalog_table", "autovacuum_enabled",
+        "autovacuum_vacuum_threshold", "autovacuum_vacuum_scale_factor", "autovacuum_vacuum_insert_threshold",
+        "autovacuum_vacuum_insert_scale_factor", "autovacuum_analyze_threshold", "autovacuum_analyze_scale_factor",
+        "autovacuum_vacuum_cost_delay", "autovacuum_vacuum_cost_limit", "autovacuum_freeze_min_age",
+        "autovacuum_freeze_max_age", "autovacuum_freeze_table_age", "autovacuum_multixact_freeze_min_age",
+        "autovacuum_multixact_freeze_max_age", "autovacuum_multixact_freeze_table_age",
+        "autovacuum_vacuum_max_threshold", "vacuum_max_eager_freeze_failure_rate",
     }
 )  # fmt: skip
+_SINCE = {
+    "autovacuum_vacuum_insert_scale_factor": 13,
+    "autovacuum_vacuum_insert_threshold": 13,
+    "autovacuum_vacuum_max_threshold": 18,
+    "deduplicate_items": 13,
+    "vacuum_max_eager_freeze_failure_rate": 18,
+}
+_SYSTEM_COLUMNS = frozenset({"tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
 _SEQUENCE_OPTIONS = frozenset({"start", "increment", "minvalue", "maxvalue", "cache", "cycle", "sequence_name"})
 
 
@@ -56,13 +70,26 @@ def permanent(judge: Judge, relation: Node, what: str) -> None:
         )
 
 
+def column_names(judge: Judge, columns: list[Node]) -> None:
+    """Refuse columns of a name that every table has already, or that comes twice."""
+    seen: set[str] = set()
+    for column in columns:
+        name: str = column.get("colname", "")
+        if name in _SYSTEM_COLUMNS:
+            judge.refuse(CatalogName, column, f"{name} is a column that PostgreSQL gives every table; rename it")
+        elif name in seen:
+            judge.refuse(UnknownSyntax, column, f"column {name} is there twice; leave one out")
+        seen.add(name)
+
+
 def storage_options(judge: Judge, options: list[Node]) -> None:
     """Judge WITH (…) of a new table or index."""
     for option in options:
         judge.known(option)
         name = option.get("defname", "")
-        known = name in _OPTIONS or name.startswith("autovacuum_")
-        if not known or option.get("defnamespace", "toast") != "toast":
+        if name in _SINCE:
+            judge.since(_SINCE[name], option, f"storage parameter {name}")
+        if name not in _OPTIONS or option.get("defnamespace", "toast") != "toast":
             judge.refuse(UnknownSyntax, option, f"storage parameter {name} is not known; leave it out")
 
 

@@ -121,6 +121,8 @@ def source(judge: Judge, node: Node, place: Place) -> None:
             expression(judge, node.get("quals"), place)
         case "RangeSubselect":
             judge.known(node)
+            if "alias" not in node.fields:
+                judge.since(16, node, "a sub-select in FROM without a name")
             query(judge, node.get("subquery"), feeds_new=place.feeds_new)
         case "RangeFunction":
             _function_source(judge, node, place)

@@ -230,6 +230,7 @@ class _Script(ast.NodeVisitor):
             harmless = isinstance(statement, ast.Pass | ast.Raise) or (
                 isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
             )
+            harmless = harmless and not any(map(_operation, ast.walk(statement)))
             if not harmless and not (isinstance(statement, ast.Return) and _is_none(statement.value)):
                 self.refuse(
                     rules.Downgrade,
@@ -454,7 +455,7 @@ class _Script(ast.NodeVisitor):
         return "" if isinstance(node, ast.Constant) else None
 
 
-def _operation(node: ast.expr) -> str | None:
+def _operation(node: ast.AST) -> str | None:
     """Return the operation that `op.name(…)` calls."""
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Name(id="op"), attr=name)):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["refused", "structure"]
 
 
+_PRIVILEGES = frozenset({"all", "select", "insert", "update", "delete", "truncate", "references", "trigger", "usage"})
+
+
 def structure(judge: Judge, statement: Node) -> None:
     """Judge one statement of `upgrade()`."""
     handler = _HANDLERS.get(statement.kind)
@@ -47,6 +50,13 @@ def _create_type(judge: Judge, statement: Node) -> None:
     judge.known(statement)
     names: list[str] = statement.get("type_name", [])
     options.owned_schema(judge, names, None)
+    if names[-1].startswith("_"):
+        judge.refuse(
+            rules.Renames,
+            None,
+            f"if there is a type or table {names[-1][1:]}, its array type is called {names[-1]} and would be renamed "
+            f"for this one; choose a name without _ in front",
+        )
     judge.refuse(
         rules.EnumNeverGrows,
         None,
@@ -119,6 +129,12 @@ def _grant(judge: Judge, statement: Node) -> None:
             )
     for inner in [*statement.get("privileges", []), *statement.get("grantees", [])]:
         judge.known(inner)
+    for privilege in statement.get("privileges", []):
+        word: str = privilege.get("priv_name", "all")
+        if word == "maintain":
+            judge.since(17, privilege, "MAINTAIN")
+        elif word not in _PRIVILEGES:
+            judge.refuse(UnknownSyntax, privilege, f"{word.upper()} is no privilege on a table; correct it")
 
 
 def _data(judge: Judge, statement: Node) -> None:

@@ -61,6 +61,7 @@ def create_table(judge: Judge, statement: Node) -> None:
         judge.refuse(UnknownSyntax, relation, "ON COMMIT is for temporary tables; leave it out")
     options.storage_options(judge, statement.get("options", []))
     table = _Table(judge.scope.relation(relation))
+    options.column_names(judge, [item for item in statement.get("table_elts", []) if item.kind == "ColumnDef"])
     for element in [*statement.get("table_elts", []), *statement.get("constraints", [])]:
         match element.kind:
             case "ColumnDef":
@@ -176,6 +177,8 @@ def _enforced(written: _Written) -> None:
 
 
 def _not_null(written: _Written) -> None:
+    if "keys" in written.node.fields or written.node.get("is_no_inherit"):
+        written.judge.since(18, written.node, "NOT NULL of its own, or with NO INHERIT,")
     written.table.not_null.update(written.names)
 
 
