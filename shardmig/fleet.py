@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from shardmig import ledger
-from shardmig.errors import ConfigError, ShardError, ShardmigError, SwitchRefused
+from shardmig import amendment, ledger, renaming
+from shardmig.errors import ConfigError, ShardError, ShardmigError, SwitchRefused, WrongShard
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
+from shardmig.provisioning import lowest_states, provision
 from shardmig.rollout import FAILURES, Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session
@@ -121,6 +122,57 @@ class Fleet:
 
         return await self._walk([Wave("all", tuple(self.targets))], _Each(self, work)).run()
 
+    async def amend(self, revision: str, *, reason: str) -> Report:
+        """Replace what is not finished of a plan on every target by the committed one; `apply` then goes on."""
+        accepted = self._upto(revision)[-1]
+
+        async def work(run: Run) -> None:
+            records = await run.records()
+            if amendment.amendable(accepted, records):
+                await amendment.amend(run.session, accepted, records, reason=reason)
+
+        return await self._on_each(work)
+
+    async def provision(self) -> Report:
+        """
+        Bring empty targets straight to the lowest state that each flag has on the other shards of the configuration.
+
+        Raises:
+            ConfigError: another shard cannot be asked, so that nobody knows what the lowest state is.
+        """
+        new = {shard.name for shard in self.targets}
+        others = [shard for shard in self.config.shards.values() if shard.name not in new]
+        found = await replace(self, targets=others).status()
+        if silent := [one for one in found if one.records is None]:
+            reasons = "; ".join(f"{one.shard}: {one.reason or one.outcome.value}" for one in silent)
+            raise ConfigError(f"the flags' lowest states are not known, so nothing was begun: {reasons}")
+        states = lowest_states(self.plans, [one.records for one in found if one.records is not None])
+
+        async def work(run: Run) -> ShardReport | None:
+            if await provision(run, self.plans, states):
+                return None
+            return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, _GO_ON)
+
+        return await self._on_each(work)
+
+    async def rename(self, *, was: str) -> Report:
+        """Give the target's database, whose ledger says `was`, the target's name; never the database that is `was`."""
+        original = self.config.shards.get(was)
+
+        async def work(run: Run) -> None:
+            number = await renaming.mark(run.session)
+            if original is not None:
+                async with self._session(original, self.config, purpose="read") as session:
+                    if await renaming.sees(session, number):
+                        raise WrongShard(
+                            f"the url of {was!r} leads to the same database: what is there is {was!r} itself, not a "
+                            "copy of it; correct one of the two urls. Nothing was written",
+                            shard=run.session.shard.name,
+                        )
+            await renaming.rename(run.session, was=was, reason=self.reason)
+
+        return await self._on_each(work)
+
     async def maintain(self, mode: str) -> Report:
         """Set maintenance on every target ("off", "read-only", "offline") and drain."""
 
@@ -128,7 +180,7 @@ class Fleet:
             await run.records()
             await run.maintain(mode)
 
-        return await self._walk([Wave("all", tuple(self.targets))], _Each(self, work), parks=False).run()
+        return await self._on_each(work)
 
     async def status(self, *, until: Until = Until.LIVE, log: bool = False) -> list[ShardStatus]:
         """Ask every target where it is; changes nothing."""
@@ -148,7 +200,7 @@ class Fleet:
         async def work(run: Run) -> None:
             await do(run.session)
 
-        return await self._walk([Wave("all", tuple(self.targets))], _Each(self, work), parks=False).run()
+        return await self._on_each(work)
 
     async def ask(self, question: Callable[[Session], Awaitable[T]]) -> dict[str, T | ShardmigError]:
         """Ask every target one question; the answer, or why there is none, by the shard's name."""
@@ -180,6 +232,10 @@ class Fleet:
         else:
             outcome = Outcome.PENDING if todo or held else Outcome.DONE
         return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines)
+
+    async def _on_each(self, work: Callable[[Run], Awaitable[ShardReport | None]]) -> Report:
+        """Do the same on every target, without canary, waves or parking."""
+        return await self._walk([Wave("all", tuple(self.targets))], _Each(self, work), parks=False).run()
 
     def _walk(self, order: Sequence[Wave], work: _Each, *, parks: bool = True) -> Walk:
         return Walk(order, self.config.rollout, self._places(), work, self.stop, self.listener, parks=parks)

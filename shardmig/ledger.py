@@ -11,7 +11,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from shardmig.session import Query
 from shardmig.states import EDGES, State
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterator, Sequence
     from datetime import datetime
 
     from shardmig.plan import Plan
@@ -43,6 +43,7 @@ __all__ = [
     "begin_migration",
     "finish_migration",
     "holder_name",
+    "in_turn",
     "install",
     "last_states",
     "os_user",
@@ -181,11 +182,15 @@ class Records:
 # Install
 
 
-async def install(session: Session) -> None:
+async def install(session: Session, *, closed: str | None = None) -> None:
     """
     Make sure that the database has a ledger and that it knows this session's shard.
 
     Safe under concurrency: installers of one database wait for each other. Everything commits at once or not at all.
+
+    Args:
+        session: on the shard.
+        closed: why a shard that was not known yet begins its life in maintenance, offline; None: it does not.
 
     Raises:
         WrongShard: the schema belongs to another shard, or the name to another schema; nothing was written.
@@ -199,7 +204,7 @@ async def install(session: Session) -> None:
             if not await _installed(session):
                 # One text, many statements: the simple protocol, for the ledger's own file alone.
                 await session.connection.cursor().execute(_script())
-            await _register(session)
+            await _register(session, closed)
     except pg.InsufficientPrivilege as error:
         raise PreflightFailed(
             f"the ledger cannot be installed ({error.diag.message_primary}); run there as a superuser: "
@@ -221,7 +226,7 @@ async def _installed(session: Session) -> bool:
     return True
 
 
-async def _register(session: Session) -> None:
+async def _register(session: Session, closed: str | None) -> None:
     shard = session.shard
     known = await session.execute(
         "SELECT shard, schema_name FROM shardmig.shard WHERE shard = $1 OR schema_name = $2",
@@ -239,8 +244,9 @@ async def _register(session: Session) -> None:
     await session.flight(
         [
             Query(
-                "INSERT INTO shardmig.shard (shard, schema_name, epoch) VALUES ($1, $2, shardmig.draw_epoch())",
-                [shard.name, shard.schema_name],
+                "INSERT INTO shardmig.shard (shard, schema_name, epoch, maintenance, reason) "
+                "VALUES ($1, $2, shardmig.draw_epoch(), CASE WHEN $3::text IS NULL THEN 0 ELSE 2 END, $3)",
+                [shard.name, shard.schema_name, closed],
             ),
             Query("INSERT INTO shardmig.runner (shard) VALUES ($1)", [shard.name]),
         ]
@@ -503,6 +509,17 @@ class Turn:
             "UPDATE shardmig.runner SET holder = NULL, since = NULL WHERE shard = $1 AND term = $2",
             (self.shard, self.term),
         )
+
+
+@asynccontextmanager
+async def in_turn(session: Session) -> AsyncIterator[Turn]:
+    """Hold the turn for a piece of work, and say afterwards that nobody works on the shard any more."""
+    turn = await Turn.take(session)
+    try:
+        yield turn
+    finally:
+        with suppress(pg.Error, ShardError):
+            await session.flight([turn.end()])
 
 
 async def _raise_term(session: Session) -> int:

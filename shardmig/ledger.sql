@@ -26,7 +26,7 @@ COMMENT ON COLUMN shardmig.shard.schema_name IS 'The schema that holds the shard
 COMMENT ON COLUMN shardmig.shard.retry_after_s IS 'Seconds after which a client that met maintenance should try again';
 
 CREATE TABLE shardmig.flag (
-    shard        text NOT NULL REFERENCES shardmig.shard,
+    shard        text NOT NULL REFERENCES shardmig.shard ON UPDATE CASCADE,
     flag         text NOT NULL,
     revision     text NOT NULL,
     state        smallint NOT NULL DEFAULT 0 CHECK (state BETWEEN 0 AND 3),
@@ -56,7 +56,7 @@ COMMENT ON COLUMN shardmig.flag.epoch IS 'Token of this flag''s own last flip: a
 -- Read and written by runners
 
 CREATE TABLE shardmig.runner (
-    shard  text PRIMARY KEY REFERENCES shardmig.shard,
+    shard  text PRIMARY KEY REFERENCES shardmig.shard ON UPDATE CASCADE,
     term   bigint NOT NULL DEFAULT 0,
     holder text,
     since  timestamptz
@@ -65,7 +65,7 @@ COMMENT ON TABLE shardmig.runner IS 'Whose turn it is to write as runner';
 COMMENT ON COLUMN shardmig.runner.term IS 'Raised by every takeover and every reconnect';
 
 CREATE TABLE shardmig.migration (
-    shard       text NOT NULL REFERENCES shardmig.shard,
+    shard       text NOT NULL REFERENCES shardmig.shard ON UPDATE CASCADE,
     revision    text NOT NULL,
     position    int NOT NULL,
     flag        text NOT NULL,
@@ -104,7 +104,7 @@ CREATE TABLE shardmig.step (
     waiting        text,
     paused         text,
     PRIMARY KEY (shard, revision, number),
-    FOREIGN KEY (shard, revision) REFERENCES shardmig.migration
+    FOREIGN KEY (shard, revision) REFERENCES shardmig.migration ON UPDATE CASCADE
 );
 COMMENT ON TABLE shardmig.step IS 'Steps of the plans; a record commits together with what it records';
 COMMENT ON COLUMN shardmig.step.term IS 'The runner that may write this step; 0 after a flip, which fences a running move';
@@ -113,6 +113,18 @@ COMMENT ON COLUMN shardmig.step.cursor IS 'Key of the last row moved, as text, o
 COMMENT ON COLUMN shardmig.step.check_cursor IS 'Key of the last row checked';
 COMMENT ON COLUMN shardmig.step.waiting IS 'Why the move rests at the moment; NULL while it works';
 COMMENT ON COLUMN shardmig.step.paused IS 'Why an operator wants the move to rest (shardmig.pause); NULL: go on';
+
+CREATE TABLE shardmig.amendment (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    shard       text NOT NULL,
+    revision    text NOT NULL,
+    sha256      text NOT NULL,
+    plan        text NOT NULL,
+    reason      text NOT NULL,
+    FOREIGN KEY (shard, revision) REFERENCES shardmig.migration ON UPDATE CASCADE
+);
+COMMENT ON TABLE shardmig.amendment IS 'Plans that were replaced on a shard before they were finished there, word for word';
 
 CREATE TABLE shardmig.log (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -160,6 +172,10 @@ BEGIN
             RAISE EXCEPTION 'flag % of shard % must begin as OLD', NEW.flag, NEW.shard USING ERRCODE = 'SM002';
         END IF;
         UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = NEW.shard RETURNING epoch INTO NEW.epoch;
+        RETURN NEW;
+    END IF;
+    -- The shard was renamed, and this row follows it (ON UPDATE CASCADE): nobody has the old name any more.
+    IF NEW.shard <> OLD.shard AND NOT EXISTS (SELECT FROM shardmig.shard s WHERE s.shard = OLD.shard) THEN
         RETURN NEW;
     END IF;
     IF (NEW.shard, NEW.flag, NEW.revision, NEW.has_move) IS DISTINCT FROM (OLD.shard, OLD.flag, OLD.revision, OLD.has_move)

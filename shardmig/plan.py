@@ -119,6 +119,8 @@ class Plan(_Frozen):
         protocol: "dual" walks the flag through DUAL although nothing is moved.
         needs: flags that must be LIVE here before this one leaves OLD, because its moves read what they fill.
         relax: old columns ("table.column") whose NOT NULL is dropped on the edge LIVE → DONE.
+        amends: hashes of this revision's earlier plans: a shard that finished one of them is as good as done, one that
+            has not may be amended. Not part of the checksum (it changes nothing that is executed).
         online: False when the shard must be in maintenance while this is applied.
         allowed: findings that the script allows, as "CODE reason".
         steps: what is executed.
@@ -132,6 +134,7 @@ class Plan(_Frozen):
     protocol: Literal["auto", "dual"] = "auto"
     needs: tuple[str, ...] = ()
     relax: tuple[str, ...] = ()
+    amends: tuple[str, ...] = ()
     online: bool = True
     allowed: tuple[str, ...] = ()
     steps: tuple[Step, ...]
@@ -156,7 +159,7 @@ class Plan(_Frozen):
         """
         Hash of every byte that is executed or steers execution.
 
-        Parent, message, script hash and script lines are left out: they change nothing on a shard.
+        Parent, message, amended hashes, script hash and script lines are left out: they change nothing on a shard.
         """
         body = {
             "revision": self.revision,

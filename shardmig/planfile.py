@@ -34,7 +34,7 @@ _TITLE = "shardmig plan"
 _OUTSIDE = "statement outside a transaction"
 _SWITCH = "switch to "
 _TEXTS = ("forward", "check", "orphans", "purge", "back", "back_check")
-_LISTS = frozenset({"needs", "relax", "key", "target_key", "writes", "restores"})
+_LISTS = frozenset({"needs", "relax", "amends", "key", "target_key", "writes", "restores"})
 _SWITCHES = frozenset({"online", "lossy", "touch_source"})  # written yes or no
 _PLAN_KEYS = (
     "revision",
@@ -44,6 +44,7 @@ _PLAN_KEYS = (
     "protocol",
     "needs",
     "relax",
+    "amends",
     "online",
     "allowed",
     "script",

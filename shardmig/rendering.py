@@ -199,6 +199,7 @@ class Renderer:
             protocol=script.protocol,
             needs=script.needs,
             relax=tuple(_relaxed(script, column, moves) for column in script.relax),
+            amends=script.amends,
             online=script.online,
             allowed=script.allowed,
             steps=tuple(steps),

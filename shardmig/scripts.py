@@ -27,7 +27,18 @@ __all__ = ["Script", "load_scripts", "read_script", "rebase", "revision"]
 
 _HEAD = "HEAD"
 _VARIABLES = frozenset(
-    {"revision", "down_revision", "flag", "needs", "protocol", "relax", "online", "depends_on", "branch_labels"}
+    {
+        "revision",
+        "down_revision",
+        "flag",
+        "needs",
+        "protocol",
+        "relax",
+        "amends",
+        "online",
+        "depends_on",
+        "branch_labels",
+    }
 )
 _SLUG_LENGTH = 40
 _FLAG = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
@@ -68,6 +79,7 @@ class Script:
         needs: flags that must be LIVE before this one leaves OLD.
         protocol: "dual" walks the flag through DUAL although nothing is moved.
         relax: old columns whose NOT NULL ends with LIVE → DONE, as written ("column" or "table.column").
+        amends: hashes of this revision's earlier plans that this one may replace where they are not finished.
         online: False when the shard must be in maintenance.
         allowed: findings that its comments allow, as "CODE reason", in their order.
     """
@@ -82,6 +94,7 @@ class Script:
     needs: tuple[str, ...]
     protocol: Literal["auto", "dual"]
     relax: tuple[str, ...]
+    amends: tuple[str, ...]
     online: bool
     allowed: tuple[str, ...]
 
@@ -264,6 +277,7 @@ def read_script(path: Path) -> Script:
         needs=facts.texts("needs"),
         protocol=facts.protocol(),
         relax=facts.texts("relax"),
+        amends=facts.texts("amends"),
         online=facts.boolean("online", default=True),
         allowed=tuple(_allowed(source)),
     )

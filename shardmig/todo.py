@@ -14,7 +14,7 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardmig.ledger import Records
+    from shardmig.ledger import MigrationRow, Records
     from shardmig.plan import AcceptedPlan, Plan
 
 __all__ = ["Held", "Todo", "Until", "pending"]
@@ -98,12 +98,9 @@ def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo 
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
     if row is not None and row.sha256 != accepted.sha256:
-        begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
-        raise PlanChanged(
-            f"{records.shard}: {plan.revision} is not the plan that was begun there; restore the committed script and "
-            f"plan, and write a new revision for what shall change:\n"
-            f"{planfile.difference(begun, plan, names=('begun', 'committed'))}"
-        )
+        if row.sha256 in plan.amends and row.finished_at is not None:
+            return None, _held(planfile.loads(row.plan), records)
+        raise _changed(plan, row, records.shard)
     done = {number for (revision, number), step in records.steps.items() if revision == plan.revision and step.done}
     statements = tuple(n for n, s in enumerate(plan.steps, 1) if isinstance(s, Statement) and n not in done)
     state, flag = records.state(plan.flag), records.flags.get(plan.flag)
@@ -119,6 +116,26 @@ def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo 
     if unfinished or statements or target is not None or moves_only:
         return Todo(accepted, statements, target, moves_only), held
     return None, held
+
+
+def _held(begun: Plan, records: Records) -> Held | None:
+    """Say whether people hold back a flag whose plan was finished before the committed one amended it."""
+    state = records.state(begun.flag)
+    return Held(begun.flag, state) if state < State.LIVE else None
+
+
+def _changed(plan: Plan, row: MigrationRow, shard: str) -> PlanChanged:
+    begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
+    if row.sha256 in plan.amends:
+        cure = f"the committed plan amends it: `shardmig amend {plan.revision} --shard {shard} --reason TEXT`"
+    else:
+        cure = (
+            "restore the committed script and plan, and write a new revision for what shall change. Where its data "
+            f'breaks a step that is not finished there, say amends = ("{row.sha256}",) in the script, then '
+            "`shardmig plan` and `shardmig amend`"
+        )
+    difference = planfile.difference(begun, plan, names=("begun", "committed"))
+    return PlanChanged(f"{shard}: {plan.revision} is not the plan that was begun there; {cure}:\n{difference}")
 
 
 def _target(plan: Plan, until: Until) -> State:

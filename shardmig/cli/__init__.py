@@ -12,6 +12,7 @@ import typer
 
 from shardmig.cli import (
     adopt,
+    amend,
     apply,
     check,
     demo,
@@ -22,8 +23,10 @@ from shardmig.cli import (
     local,
     maintenance,
     plan,
+    provision,
     revision,
     rule,
+    shard,
     show,
     status,
     switch,
@@ -77,11 +80,14 @@ for verb in (
     verify,
     history,
     show,
+    amend,
+    provision,
     adopt,
     demo,
     rule,
 ):
     verb.register(app)
+app.add_typer(shard.app, name="shard")
 app.add_typer(local.app, name="local")
 
 

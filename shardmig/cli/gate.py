@@ -17,9 +17,15 @@ def register(app: typer.Typer) -> None:
 
 
 def gate(
-    what: Annotated[str, typer.Argument(help='"ledger", or a flag.', metavar="ledger|FLAG")],
+    what: Annotated[
+        str | None, typer.Argument(help='"ledger", or a flag.', metavar="ledger|FLAG", show_default=False)
+    ] = None,
     level: Annotated[
         str | None, typer.Argument(help="structure, dual, live or done; with a flag.", metavar="[LEVEL]")
+    ] = None,
+    same: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--same", metavar="A B", help="Two shards have the same plans and flags: rows may go over."),
     ] = None,
     shard: options.Shards = None,
     everything: options.All = False,
@@ -33,8 +39,14 @@ def gate(
     from shardmig.cli import progress, project, results
     from shardmig.errors import ConfigError
 
+    if same is not None:
+        if what is not None or shard or everything or wave or tag:
+            raise ConfigError("--same A B names its two shards itself")
+        here = project.load(config)
+        fleet = here.fleet([here.config.shard(name) for name in same])
+        results.show_same(progress.run(fleet, fleet.status, quiet=True), output)
     levels = ("structure", "dual", "live", "done")
-    if (what == "ledger") == (level is not None) or (level is not None and level not in levels):
+    if what is None or (what == "ledger") == (level is not None) or (level is not None and level not in levels):
         raise ConfigError(f"say `gate ledger`, or `gate FLAG LEVEL` with a level of {', '.join(levels)}")
     here = project.load(config)
     if level is not None:

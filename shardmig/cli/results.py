@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from shardmig.fleet import ShardStatus
+    from shardmig.ledger import Records
     from shardmig.outcomes import Report
     from shardmig.plan import AcceptedPlan, Plan
 
-__all__ = ["show_gate", "show_history", "show_left", "show_report", "show_status", "show_steps"]
+__all__ = ["show_gate", "show_history", "show_left", "show_report", "show_same", "show_status", "show_steps"]
 
 _COLOURS = {
     Outcome.DONE: "green",
@@ -146,6 +147,47 @@ def _passes(one: ShardStatus, what: str, level: str | None) -> tuple[bool, str]:
         return not unfinished, f"steps {unfinished} of {row.revision} are not done" if unfinished else ""
     state, wanted = State(row.state), State[level.upper()]
     return state >= wanted, "" if state >= wanted else f"{what} is {state.name}"
+
+
+def show_same(found: Sequence[ShardStatus], output: str) -> NoReturn:
+    """Say in what two shards differ, and exit 1 unless in nothing."""
+    one, other = found
+    differences = list(_differences(one, other))
+    if output == "json":
+        show_json({"version": 1, "same": not differences, "differences": differences})
+    else:
+        for line in differences:
+            tell(line)
+        tell(f"{one.shard} and {other.shard} " + ("differ" if differences else "are the same"))
+    raise typer.Exit(1 if differences else 0)
+
+
+def _differences(one: ShardStatus, other: ShardStatus) -> Iterator[str]:
+    for status in (one, other):
+        if status.records is None:
+            yield f"{status.shard}: {status.reason or 'no ledger'}"
+    if one.records is None or other.records is None:
+        return
+    for what, left, right in (
+        ("plan of", _plans_of(one.records), _plans_of(other.records)),
+        ("flag", _states_of(one.records), _states_of(other.records)),
+    ):
+        for name in dict.fromkeys([*left, *right]):
+            if left.get(name) != right.get(name):
+                here, there = left.get(name, "not there"), right.get(name, "not there")
+                yield f"{what} {name}: {one.shard} {here}, {other.shard} {there}"
+
+
+def _plans_of(records: Records) -> dict[str, str]:
+    """Name each plan by its hash; one that is not finished is like no other."""
+    return {
+        row.revision: row.sha256[:12] + ("" if row.finished_at else f" (not finished on {records.shard})")
+        for row in records.migrations.values()
+    }
+
+
+def _states_of(records: Records) -> dict[str, str]:
+    return {name: records.state(name).name for name in records.flags}
 
 
 def show_history(found: Sequence[ShardStatus], output: str) -> None:

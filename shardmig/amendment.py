@@ -1,0 +1,111 @@
+"""
+Amending: on one shard whose data breaks a step, the steps not finished there give way to the committed, reviewed plan.
+
+What is finished is never touched, and the ledger keeps both plans word for word.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmig import planfile
+from shardmig.errors import PlanChanged
+from shardmig.ledger import in_turn, os_user, translated
+from shardmig.plan import step_sha256
+from shardmig.session import Query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardmig.ledger import Records
+    from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.session import Session
+
+__all__ = ["amend", "amendable"]
+
+
+def amendable(accepted: AcceptedPlan, records: Records) -> bool:
+    """
+    Say whether a shard's plan is to be replaced by the committed one.
+
+    Returns:
+        False when the shard has the committed plan already, or finished the one that it amends.
+
+    Raises:
+        PlanChanged: it may not be replaced; every reason is listed.
+    """
+    plan = accepted.plan
+    row = records.migrations.get(plan.revision)
+    if row is None:
+        raise PlanChanged(f"{records.shard}: {plan.revision} is not begun there; `shardmig apply` takes the new plan")
+    if row.sha256 == accepted.sha256 or (row.sha256 in plan.amends and row.finished_at is not None):
+        return False
+    begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
+    problems = list(_problems(begun, plan, records))
+    if row.sha256 not in plan.amends:
+        problems.append(f'the script does not say amends = ("{row.sha256}",), which is how reviewers know')
+    if problems:
+        difference = planfile.difference(begun, plan, names=("begun", "committed"))
+        raise PlanChanged(
+            f"{records.shard}: {plan.revision} cannot be amended there: {'; '.join(problems)}:\n{difference}"
+        )
+    return True
+
+
+def _problems(begun: Plan, plan: Plan, records: Records) -> Iterator[str]:
+    if (begun.flag, begun.has_move) != (plan.flag, plan.has_move):
+        yield "a flag keeps its name, and whether it walks through DUAL"
+    for number, step in enumerate(begun.steps, 1):
+        done = records.steps[plan.revision, number].done
+        if done and (number > len(plan.steps) or step_sha256(step) != step_sha256(plan.steps[number - 1])):
+            yield f"step {number} is finished there and must stay as it is, at its place"
+
+
+async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, reason: str) -> None:
+    """
+    Replace what is not finished of a plan, in one transaction; `amendable` has allowed it.
+
+    The progress of a move that is replaced is forgotten: its new statements write every row again.
+    """
+    plan, shard = accepted.plan, session.shard.name
+    open_numbers = [
+        number
+        for number in range(1, len(plan.steps) + 1)
+        if (plan.revision, number) not in records.steps or not records.steps[plan.revision, number].done
+    ]
+    steps = [plan.steps[number - 1] for number in open_numbers]
+    touch = any(move.touch_source for _, move in plan.moves)
+    which = (shard, plan.revision)
+    async with in_turn(session) as turn:
+        with translated(shard):
+            await session.transact(
+                [
+                    turn.hold(),
+                    Query(
+                        "INSERT INTO shardmig.amendment (shard, revision, sha256, plan, reason) "
+                        "SELECT shard, revision, sha256, plan, $3 FROM shardmig.migration "
+                        "WHERE shard = $1 AND revision = $2",
+                        (*which, reason),
+                    ),
+                    Query(
+                        "UPDATE shardmig.migration SET sha256 = $3, plan = $4 WHERE shard = $1 AND revision = $2",
+                        (*which, accepted.sha256, planfile.dumps(plan)),
+                    ),
+                    Query("DELETE FROM shardmig.step WHERE shard = $1 AND revision = $2 AND status <> 'DONE'", which),
+                    Query(
+                        "INSERT INTO shardmig.step (shard, revision, number, kind, sha256) "
+                        "SELECT $1, $2, n, k, h FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h)",
+                        (*which, open_numbers, [step.kind for step in steps], [step_sha256(step) for step in steps]),
+                    ),
+                    Query(
+                        "UPDATE shardmig.flag SET cross_table = $3, touch_source = $4, needs = $5 "
+                        "WHERE shard = $1 AND revision = $2",
+                        (*which, plan.cross_table, touch, list(plan.needs)),
+                    ),
+                    Query(
+                        "INSERT INTO shardmig.log (shard, action, revision, before, after, reason, os_user) "
+                        "VALUES ($1, 'amend', $2, $3, $4, $5, $6)",
+                        (*which, records.migrations[plan.revision].sha256, accepted.sha256, reason, os_user()),
+                    ),
+                ]
+            )

@@ -1,0 +1,123 @@
+"""
+A new shard after fifty migrations: structure and flags at once, without a drain or a move.
+
+That is sound because nobody was there before: the ledger's first commit registers the shard in maintenance, so that no
+application transaction ever begins on it until its flags stand, and every table that a flag is about is empty.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shardmig import ledger, relaxation
+from shardmig.errors import PreflightFailed
+from shardmig.ledger import in_turn, os_user
+from shardmig.plan import Move, Switch, quote
+from shardmig.session import Query
+from shardmig.states import State, route
+from shardmig.todo import Until, pending
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from shardmig.ledger import Records
+    from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.runner import Run
+    from shardmig.session import Session
+
+__all__ = ["lowest_states", "provision"]
+
+CLOSED = "being provisioned"
+
+
+def lowest_states(plans: Sequence[AcceptedPlan], fleet: Sequence[Records]) -> dict[str, State]:
+    """Return each flag's lowest state over the fleet: what every release that runs there understands."""
+    return {
+        accepted.plan.flag: min((records.state(accepted.plan.flag) for records in fleet), default=State.LIVE)
+        for accepted in plans
+    }
+
+
+async def provision(run: Run, plans: Sequence[AcceptedPlan], states: Mapping[str, State]) -> bool:
+    """
+    Bring an empty database to the structure of all plans and each flag to its state, then open it.
+
+    Safe to repeat after an interruption: a shard that is still closed for this reason goes on.
+
+    Args:
+        run: on the new shard.
+        plans: the whole history.
+        states: flag → state, as `lowest_states` found them.
+
+    Returns:
+        True when the shard is open; False when a stop ended it at a safe place.
+
+    Raises:
+        PreflightFailed: the database is not a new one.
+    """
+    session = run.session
+    if await ledger.read(session) is None:
+        await ledger.install(session, closed=CLOSED)
+    records = await run.records()
+    if records.reason != CLOSED or records.maintenance == 0:
+        raise PreflightFailed("it is no new shard: its ledger is there; `shardmig apply` goes on", shard=records.shard)
+    todo, _ = pending(plans, records, until=Until.STRUCTURE)
+    if not await run.apply(todo, records):
+        return False
+    await _refuse_rows(session, [accepted.plan for accepted in plans if states[accepted.plan.flag] > State.OLD])
+    for accepted in plans:
+        if states[accepted.plan.flag] is State.DONE:
+            await relaxation.relax(session, accepted.plan)
+    await _raise_flags(session, [accepted.plan for accepted in plans], states)
+    return True
+
+
+async def _raise_flags(session: Session, plans: Sequence[Plan], states: Mapping[str, State]) -> None:
+    """Take every flag to its state and open the shard, in one transaction."""
+    shard = session.shard.name
+    async with in_turn(session) as turn:
+        queries = [turn.hold(), *(query for plan in plans for query in _raised(shard, plan, states[plan.flag]))]
+        opened = Query("SELECT shardmig.maintenance('off', $2, $1)", (shard, "provisioned"))
+        with ledger.translated(shard):
+            await session.transact([*queries, opened], local={"shardmig.os_user": os_user()})
+
+
+async def _refuse_rows(session: Session, plans: Sequence[Plan]) -> None:
+    """Refuse tables with rows: whoever filled them did so before the flags said how."""
+    tables = sorted({table for plan in plans for _, move in plan.moves for table in (move.table, move.target) if table})
+    looks = [Query(f"SELECT EXISTS (SELECT FROM {_name(table)})") for table in tables]
+    answers = await session.flight(looks) if looks else []
+    if filled := [table for table, answer in zip(tables, answers, strict=True) if answer.value]:
+        raise PreflightFailed(
+            f"it is no new shard: {', '.join(filled)} has rows already, and only a move may say they are right; "
+            "`shardmig maintenance off`, then `shardmig apply`",
+            shard=session.shard.name,
+        )
+
+
+def _name(table: str) -> str:
+    return ".".join(quote(part) for part in table.split("."))
+
+
+def _raised(shard: str, plan: Plan, state: State) -> Iterator[Query]:
+    """Walk a flag through its edges; what each guard asks for is true of an empty, closed shard."""
+    which = (shard, plan.flag)
+    for edge in route(State.OLD, state, has_move=plan.has_move):
+        if edge.target is State.LIVE and plan.has_move:
+            yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
+            yield Query("UPDATE shardmig.flag SET new_valid = true WHERE shard = $1 AND flag = $2", which)
+        yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
+        yield Query("UPDATE shardmig.flag SET state = $3 WHERE shard = $1 AND flag = $2", (*which, int(edge.target)))
+    yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
+    done = [
+        number
+        for number, step in enumerate(plan.steps, 1)
+        if (isinstance(step, Switch) and step.to <= state) or (isinstance(step, Move) and state >= State.LIVE)
+    ]
+    yield Query(
+        "UPDATE shardmig.step SET status = 'DONE', finished_at = clock_timestamp(), error = NULL "
+        "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[])",
+        (shard, plan.revision, done),
+    )
+    if len(plan.steps) == len(done) + sum(not isinstance(step, Switch | Move) for step in plan.steps):
+        yield ledger.finish_migration(shard, plan.revision)

@@ -1,0 +1,132 @@
+"""A step that one shard's data breaks: that shard finishes by another plan, and its ledger keeps both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fleets import SHOP, UPPER, fleet_of, plan
+
+from shardmig.outcomes import Outcome
+from shardmig.plan import Move, Plan, Statement, Switch
+from shardmig.planfile import dumps, loads
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import psycopg
+
+    from shardmig.config import Shard
+
+COLUMN = Statement(sql="ALTER TABLE customer ADD COLUMN ratio int")
+
+
+def ratio(forward: str, *statements: Statement, **more: Any) -> Plan:
+    """Fill a column by an expression that some shard's data may break."""
+    move = Move(
+        table="customer",
+        key=("id",),
+        writes=("ratio",),
+        forward=f"UPDATE customer SET ratio = {forward} WHERE {{batch}}",
+        check=f"SELECT id FROM customer WHERE {{batch}} AND ratio IS DISTINCT FROM ({forward})",
+    )
+    steps = (*(statements or (COLUMN,)), Switch(to=State.DUAL), move, Switch(to=State.LIVE))
+    return plan("0002_ratio", *steps, parent="0001_shop", **more)
+
+
+NAIVE = ratio("100 / (length(name) - 3)")
+CAREFUL = ratio("100 / nullif(length(name) - 3, 0)", amends=(NAIVE.sha256,))
+
+
+@pytest.fixture
+async def broken(shards: dict[str, Shard], connect: Callable[..., psycopg.Connection[Any]]) -> list[Shard]:
+    """Return two shards with NAIVE applied: eu1 is LIVE, the data of eu2 broke the move."""
+    two = [shards["eu1"], shards["eu2"]]
+    await fleet_of(two, SHOP).apply()
+    connect(two[0]).execute("INSERT INTO customer VALUES (1, 'Plato')")
+    connect(two[1]).execute("INSERT INTO customer SELECT n, 'Plato' FROM generate_series(1, 300) n")
+    connect(two[1]).execute("INSERT INTO customer VALUES (1000, 'Ada')")
+    report = await fleet_of(two, SHOP, NAIVE).apply()
+    assert [Outcome.DONE, Outcome.FAILED] == [one.outcome for one in report]
+    assert "division by zero" in report.shards[1].reason
+    return two
+
+
+async def test_amending_finishes_the_broken_shard_and_its_ledger_shows_both_plans(
+    broken: list[Shard], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
+    both = fleet_of(broken, SHOP, CAREFUL)
+    assert [Outcome.DONE, Outcome.PLAN_CHANGED] == [one.outcome for one in await both.apply()]
+
+    report = await fleet_of(broken[1:], SHOP, CAREFUL).amend("0002_ratio", reason="names of three letters")
+
+    assert report.done, list(report)
+    assert (await both.apply()).done
+    connection = connect(broken[1])
+    assert [(None,)] == connection.execute("SELECT ratio FROM customer WHERE id = 1000").fetchall()
+    assert [(CAREFUL.sha256, dumps(CAREFUL))] == connection.execute(
+        "SELECT sha256, plan FROM shardmig.migration WHERE revision = '0002_ratio'"
+    ).fetchall()
+    assert [(NAIVE.sha256, dumps(NAIVE), "names of three letters")] == connection.execute(
+        "SELECT sha256, plan, reason FROM shardmig.amendment"
+    ).fetchall()
+    assert [(NAIVE.sha256, CAREFUL.sha256)] == connection.execute(
+        "SELECT before, after FROM shardmig.log WHERE action = 'amend'"
+    ).fetchall()
+    assert [one.outcome for one in await both.status()] == [Outcome.DONE] * 2
+
+
+async def test_amending_twice_or_where_the_amended_plan_is_finished_changes_nothing(
+    broken: list[Shard], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
+    for _ in range(2):
+        assert (await fleet_of(broken, SHOP, CAREFUL).amend("0002_ratio", reason="r")).done
+
+    assert [(0,), (1,)] == [
+        connect(shard).execute("SELECT count(*) FROM shardmig.amendment").fetchone() for shard in broken
+    ]
+
+
+async def test_a_plan_that_does_not_say_what_it_amends_is_refused_with_the_line_to_write(broken: list[Shard]) -> None:
+    silent = fleet_of(broken[1:], SHOP, CAREFUL.model_copy(update={"amends": ()}))
+
+    for report in (await silent.apply(), await silent.amend("0002_ratio", reason="r")):
+        assert Outcome.PLAN_CHANGED is report.shards[0].outcome
+        assert f'amends = ("{NAIVE.sha256}",)' in report.shards[0].reason
+
+
+async def test_a_finished_step_is_immutable(
+    broken: list[Shard], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
+    other_column = ratio("1", Statement(sql="ALTER TABLE customer ADD COLUMN ratio bigint"), amends=(NAIVE.sha256,))
+    before = connect(broken[1]).execute("SELECT * FROM shardmig.step ORDER BY revision, number").fetchall()
+
+    [report] = await fleet_of(broken[1:], SHOP, other_column).amend("0002_ratio", reason="r")
+
+    assert Outcome.PLAN_CHANGED is report.outcome
+    assert "step 1 is finished there" in report.reason
+    assert before == connect(broken[1]).execute("SELECT * FROM shardmig.step ORDER BY revision, number").fetchall()
+
+
+async def test_a_flag_cannot_change_its_name_or_its_way(broken: list[Shard]) -> None:
+    without = plan("0002_ratio", COLUMN, Switch(to=State.LIVE), parent="0001_shop", amends=(NAIVE.sha256,))
+
+    [report] = await fleet_of(broken[1:], SHOP, without).amend("0002_ratio", reason="r")
+
+    assert Outcome.PLAN_CHANGED is report.outcome
+    assert "a flag keeps its name" in report.reason
+
+
+async def test_a_revision_that_is_not_begun_is_not_amended(broken: list[Shard]) -> None:
+    later = UPPER.model_copy(update={"revision": "0003_upper", "parent": "0002_ratio"})
+
+    [report] = await fleet_of(broken[1:], SHOP, NAIVE, later).amend("0003_upper", reason="r")
+
+    assert "not begun there" in report.reason
+
+
+def test_what_a_plan_amends_stands_in_its_file_and_not_in_its_hash() -> None:
+    assert CAREFUL == loads(dumps(CAREFUL))
+    assert CAREFUL.sha256 == CAREFUL.model_copy(update={"amends": ()}).sha256
+    assert f"--! amends: {NAIVE.sha256}\n" in dumps(CAREFUL)
