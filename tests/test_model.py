@@ -22,7 +22,8 @@ from shardmig.states import EDGES, Guard, State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-PROMELA = Path(__file__).parent / "model" / "flags.pml"
+ROOT = Path(__file__).parents[1]
+PROMELA = ROOT / "tests" / "model" / "flags.pml"
 WAITS = ("W1", "W2", "W3", "W4", "W5", "W6", "W7")
 NONE: frozenset[str] = frozenset()
 
@@ -73,6 +74,23 @@ def test_an_edge_of_the_model_waits_and_forgets_as_the_product_says(edge: object
         assert e.invalidates is None or not getattr(after, e.invalidates)
         unready = row._replace(**{e.guard.value: False})
         assert e.target not in [a.state for a in flips(unready, NONE, ())]
+
+
+def test_the_docs_tell_every_edge_what_it_waits_for_and_how_many_cases_there_are() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:3]) for line in page.splitlines() if line.startswith("| ")}
+    for edge in EDGES:
+        if edge.has_move:
+            [waits] = [waits for name, waits in rows if name == f"{edge.source.name} → {edge.target.name}"]
+            assert {
+                Guard.NONE: waits.startswith(("G0", "nothing")),
+                Guard.DRAINED: "drained" in waits,
+                Guard.NEW_VALID: "`new_valid`" in waits,
+                Guard.OLD_VALID: "`old_valid`" in waits,
+            }[edge.guard], edge
+
+    assert f"{len(HOLDING)} variants that hold" in page
+    assert f"{len(FAILING)} with one thing taken away" in page
 
 
 def test_every_wait_can_be_taken_away() -> None:
