@@ -116,9 +116,10 @@ def back(shape: Shape, values: Mapping[str, str]) -> str:
     """
     Write old from new.
 
-    Across tables the target row is locked before the source row, as writers do while a reverse move is open. A source
-    row whose target row is gone gets NULL, unless somebody changed it meanwhile: an absent row cannot be locked, so
-    whoever brings it back must win. The row's version (ctid) tells.
+    Across tables the target row is locked and read before the source row. Writers go the other way, and where both meet
+    the batch gives way: its lock timeout is the shorter one. A source row whose target row is gone gets NULL, unless
+    somebody changed it meanwhile: an absent row cannot be locked, so whoever brings it back must win. The row's version
+    (ctid) tells.
     """
     if not shape.target:
         return _update(shape.table, values)

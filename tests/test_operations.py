@@ -472,7 +472,7 @@ def test_back_copies_what_a_concurrent_writer_left(shop: psycopg.Connection[Any]
     mover = Mover(shop, address())
     mover.run("forward")
 
-    beside(  # while a reverse move is open writers write new first
+    beside(  # as a writer in DONE and one in LIVE would, one after the other
         mover,
         "back",
         "UPDATE order_address SET street = 'new street' WHERE order_id = 3",
@@ -508,7 +508,7 @@ def test_back_does_not_undo_a_writer_who_brings_an_absent_row_back(
 
 
 def test_back_locks_new_before_old(shop: psycopg.Connection[Any], shard: Shard, connect: Connect) -> None:
-    """In this order a writer who holds new never meets a mover who holds old."""
+    """A writer in DONE, who holds new, never waits for a batch that holds old; one in LIVE sees the batch give way."""
     mover = Mover(shop, address())
     mover.run("forward")
     writer = connect(shard)
