@@ -118,7 +118,7 @@ class LintShard:
             connection.execute("CREATE ROLE app")
         self.connection = psycopg.connect(server.url("fixture"), autocommit=True)
         self.connection.execute(FIXTURE)  # type: ignore[arg-type]
-        self.connection.execute("SET statement_timeout = '5s'")
+        self.connection.execute("SET statement_timeout = '2s'")
         self.untouched = _state(self.connection)
         self.tables = {table for table, _ in self.connection.execute(SCANS).fetchall()}
 
@@ -178,7 +178,7 @@ class LintShard:
         for table, columns in new.get("columns", {}).items():
             statements += [f"ALTER TABLE {table} ADD COLUMN {name} text" for name in columns]
         statements += [f"CREATE TYPE {name} AS ENUM ('new', 'paid', 'old')" for name in new.get("types", ())]
-        if "'invoice_no'" in case["text"]:
+        if "'invoice_no'" in case.get("text", ""):
             statements.append("CREATE SEQUENCE invoice_no START 500")
         for statement in statements:
             connection.execute(statement)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from lint_shard import STATE
 
 from shardmig import local, sqltree
 from shardmig.config import Lint
@@ -31,18 +32,6 @@ PSQL = re.compile(r"(?m)^\\[^\n]*$")
 SERVER_WIDE = re.compile(
     r"\s*(?:--[^\n]*\n\s*)*(?:COPY|ALTER SYSTEM|(?:CREATE|DROP) (?:DATABASE|TABLESPACE|ROLE|USER))", re.IGNORECASE
 )
-
-# Everything that exists, as lines: columns with type and constraints, relations with their files, code, types.
-STATE = """
-    SELECT c.oid::text || a.attname || a.atttypid || ' ' || a.atttypmod || a.attnotnull || a.atthasdef || a.attisdropped
-           || c.relfilenode || c.relname
-      FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid JOIN pg_namespace n ON n.oid = c.relnamespace
-     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-    UNION ALL SELECT oid::text || pg_get_constraintdef(oid) FROM pg_constraint
-    UNION ALL SELECT oid::text || proname FROM pg_proc WHERE oid >= 16384
-    UNION ALL SELECT oid::text || tgenabled::text FROM pg_trigger WHERE NOT tgisinternal
-    UNION ALL SELECT oid::text || typname FROM pg_type WHERE oid >= 16384 AND typcategory <> 'A'
-"""  # array types give way by themselves when somebody wants their name (manual, CREATE TYPE, "Array Types")
 
 
 def files() -> list[Path]:
