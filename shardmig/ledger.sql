@@ -222,6 +222,13 @@ BEGIN
     -- Everybody who changes a flag of this shard meets on this row; what follows sees their commits.
     UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = OLD.shard RETURNING epoch INTO NEW.epoch;
     IF OLD.state = 0 THEN
+        -- A flag is entered together with its plan, hence before the structure that its other states speak of.
+        IF EXISTS (SELECT FROM shardmig.step s
+            WHERE s.shard = OLD.shard AND s.revision = OLD.revision AND s.kind = 'statement' AND s.status <> 'DONE')
+        THEN
+            RAISE EXCEPTION 'flag % of shard % cannot leave OLD: the structure of % is not all there', OLD.flag,
+                OLD.shard, OLD.revision USING ERRCODE = 'SM002', HINT = 'apply it first';
+        END IF;
         SELECT n.name INTO other FROM unnest(OLD.needs) AS n (name)
             WHERE NOT EXISTS (SELECT FROM shardmig.flag f
                 WHERE f.shard = OLD.shard AND f.flag = n.name AND f.state >= 2) LIMIT 1;

@@ -65,16 +65,16 @@ async def build_index(turn: Turn, accepted: AcceptedPlan, number: int) -> None:
 
     An INVALID leftover of an interrupted build is dropped CONCURRENTLY and built again; IF NOT EXISTS would keep it.
     """
-    row = await turn.claim(accepted.plan.revision, number)
-    if row.done:
-        return
     name = accepted.indexes[number]
     valid = await _index_is_valid(turn, name)
-    if valid and row.attempts == 1:
+    # The claim is the intent: without one, whatever bears the name is somebody else's, now and at the next try.
+    if valid is not None and not await _was_begun(turn, accepted.plan.revision, number):
         raise StepFailed(
             f"an index {name!r} is there already, not built by this step; drop it or name this one otherwise",
             shard=turn.shard,
         )
+    if (await turn.claim(accepted.plan.revision, number)).done:
+        return
     if valid is False:
         await turn.session.execute_alone(f"DROP INDEX CONCURRENTLY {quote(name)}")
     if not valid:
@@ -83,6 +83,14 @@ async def build_index(turn: Turn, accepted: AcceptedPlan, number: int) -> None:
         raise StepFailed(f"index {name!r} was built, but is not valid; apply again", shard=turn.shard)
     with translated(turn.shard):
         await turn.session.transact([turn.record_step(accepted.plan.revision, number)])
+
+
+async def _was_begun(turn: Turn, revision: str, number: int) -> bool:
+    found = await turn.session.execute(
+        "SELECT attempts > 0 FROM shardmig.step WHERE shard = $1 AND revision = $2 AND number = $3",
+        [turn.shard, revision, number],
+    )
+    return bool(found.value)
 
 
 async def _index_is_valid(turn: Turn, name: str) -> bool | None:

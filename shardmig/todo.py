@@ -75,7 +75,8 @@ def pending(
         What is left, in the order of the history, and the flags that people hold back.
 
     Raises:
-        PlanChanged: a plan differs from what this shard has begun, or the ledger has a revision that is not there.
+        PlanChanged: a plan differs from what this shard has begun, its flag is another revision's there, or the
+            ledger has a revision that is not here.
     """
     known = {accepted.plan.revision for accepted in plans}
     last = max((records.migrations[r].position for r in known if r in records.migrations), default=0)
@@ -101,9 +102,15 @@ def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo 
         if row.sha256 in plan.amends and row.finished_at is not None:
             return None, _held(planfile.loads(row.plan), records)
         raise _changed(plan, row, records.shard)
+    flag = records.flags.get(plan.flag)
+    if flag is not None and flag.revision != plan.revision:
+        raise PlanChanged(
+            f"{records.shard}: the flag {plan.flag} of {plan.revision} is {flag.revision}'s there, whose state says "
+            f'nothing of this plan; name another in the script: flag = "{plan.flag}_2"'
+        )
     done = {number for (revision, number), step in records.steps.items() if revision == plan.revision and step.done}
     statements = tuple(n for n, s in enumerate(plan.steps, 1) if isinstance(s, Statement) and n not in done)
-    state, flag = records.state(plan.flag), records.flags.get(plan.flag)
+    state = records.state(plan.flag)
     reached = max((s.to for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and n in done), default=State.OLD)
     if state < reached:
         held, target, moves_only = Held(plan.flag, state), None, False

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
 from shardmig.config import Config
@@ -23,8 +24,6 @@ from shardmig.todo import Held, Until, pending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import psycopg
 
     from shardmig.config import Shard
     from shardmig.events import Event
@@ -185,6 +184,14 @@ def test_a_revision_that_vanished_from_the_middle_of_the_history_is_refused() ->
         pending([History(Config().lint, [SHOP]).accept(SPLIT)], records_of(SHOP, SPLIT))
 
 
+def test_a_flag_that_another_revision_has_there_says_nothing_of_this_one() -> None:
+    """Were it read as this plan's, a LIVE left behind would stand for a move that never ran."""
+    renamed = SPLIT.model_copy(update={"revision": "0003_split"})
+
+    with pytest.raises(PlanChanged, match="flag split of 0003_split is 0002_split's there"):
+        pending(accepted(SHOP, renamed), records_of(SHOP, SPLIT, done=(1, 2, 3, 4), state=State.LIVE))
+
+
 def test_a_newer_revision_of_somebody_else_is_no_obstacle() -> None:
     todo, _ = pending(accepted(SHOP), records_of(SHOP, SPLIT, done=(1, 2, 3, 4), state=State.LIVE))
 
@@ -260,10 +267,11 @@ async def test_an_index_that_somebody_else_built_is_not_taken_for_ours(
     await applied(fleet(SHOP))
     connect(shard).execute("CREATE INDEX customer_name ON customer (note)")
 
-    [report] = await fleet(SHOP, INDEX).apply()
+    for _ in ("at once", "and at the next try"):
+        [report] = await fleet(SHOP, INDEX).apply()
 
-    assert Outcome.FAILED is report.outcome
-    assert "customer_name" in report.reason
+        assert Outcome.FAILED is report.outcome
+        assert "an index 'customer_name' is there already" in report.reason
 
 
 async def test_new_tables_are_granted_to_the_roles_of_the_configuration(
@@ -308,6 +316,29 @@ async def test_a_table_that_stays_busy_parks_the_shard_and_names_the_blocker(
     assert "nightly_report" in report.reason
     reader.rollback()
     await applied(fleet(SHOP, SPLIT))
+
+
+async def test_no_flag_leaves_old_before_its_structure_is_there(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    later = Plan(
+        revision="0003_extra", parent="0002_split", flag="extra", script_sha256="0" * 64,
+        steps=(Statement(sql="ALTER TABLE customer ADD COLUMN extra text"), Switch(to=State.LIVE)),
+    )  # fmt: skip
+    await applied(fleet(SHOP))
+    reader, psql = connect(shard, autocommit=False), connect(shard)
+    reader.execute("SELECT * FROM customer")
+    made = fleet(SHOP, SPLIT, later, session={"lock_wait_s": 0.3})
+    [report] = await made.apply()
+    assert Outcome.PARKED is report.outcome
+
+    for flag, state in (("split", State.DUAL), ("extra", State.LIVE)):
+        [report] = await made.switch(flag, state)
+        assert (Outcome.FAILED, True) == (report.outcome, "is not all there (apply it first)" in report.reason)
+        with pytest.raises(psycopg.DatabaseError, match="is not all there"):
+            psql.execute("SELECT shardmig.switch(%s, %s, 'by hand')", [flag, state.name])
+    reader.rollback()
+    await applied(made)
 
 
 async def test_a_drain_that_nobody_ends_parks_the_shard_and_goes_on_later(
