@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from shardmig.config import Config, Shard
     from shardmig.drafting import Draft, Explained
-    from shardmig.plan import AcceptedPlan
 
 __all__ = ["Differences", "autogenerate", "differences"]
 

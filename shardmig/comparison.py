@@ -259,6 +259,8 @@ class Comparison:
             return _NOT_THERE.format(_target(fk))
         if fk.use_alter and target != key:
             return _NOT_THERE.format(_target(fk))
+        if target in self._tables and not _is_unique(self._tables[target], fk):
+            return _NOT_UNIQUE.format(_target(fk))
         in_use = target in self._there or (target in self._cascading and target != key)
         if in_use and action not in _KEEPS_DELETE:
             return _DELETE_FAILS.format(_target(fk))
@@ -354,10 +356,8 @@ class Comparison:
             explained = tell.lost_default(table, name, (worded and worded.default) or _default_text(column))
             plain = without(source, lambda part: _is_nullable(part) or _is_default(part))
             simpler.append(Variant(plain, (explained, *not_null)))
-        if isinstance(column.type, sa.Enum) and not enums_of(column.type):
-            explained = tell.new_constraint("check", f"of the values of {table}.{name}", table)
-            plain = without(self._source(op, plain_enums=True), _is_nullable)
-            simpler.append(Variant(plain, (explained, *not_null)))
+        if isinstance(column.type, sa.Enum) and not enums_of(column.type):  # its CHECK is explained with the rules
+            simpler.append(Variant(without(self._source(op, plain_enums=True), _is_nullable), not_null))
         self._add(title, source, *simpler, alone=True)
 
     def _alter_column(self, key: Key, op: ops.AlterColumnOp) -> None:
@@ -437,9 +437,11 @@ class Comparison:
         for rule, definition in there.rules.items():
             if definition not in model.rules.values() and not model.refused:
                 self.explained.append(tell.gone("constraint", f"{rule} on {name}: {definition}"))
-        for rule, text, columns in wording.rules(table):
-            if not columns <= set(there.columns):
-                self.explained.append(tell.new_constraint("constraint", f"{rule or text} on {name}", name))
+        if any(not columns <= set(there.columns) for _, _, columns in wording.rules(table)):
+            whole = wording.of_model(self._connection, table, {column.name for column in table.columns})
+            for rule, definition in whole.rules.items():
+                if definition not in model.rules.values():
+                    self.explained.append(tell.new_constraint("constraint", f"{rule} on {name}: {definition}", name))
         for column, new in model.columns.items():
             self._compare_generated(name, column, new, there.columns[column])
         key_columns = tuple(column.name for column in table.primary_key.columns)
@@ -482,6 +484,13 @@ def _referred(fk: sa.ForeignKeyConstraint) -> Key:
     """Return schema and table that a foreign key names; the table itself may be missing."""
     parts = fk.elements[0].target_fullname.split(".")[:-1]
     return (parts[-2] if len(parts) > 1 else None, parts[-1])
+
+
+def _is_unique(target: sa.Table, fk: sa.ForeignKeyConstraint) -> bool:
+    """Whether the columns that a foreign key names are a key of their table when it is created."""
+    named = {element.target_fullname.rpartition(".")[2] for element in fk.elements}
+    keys = [one for one in target.constraints if isinstance(one, sa.UniqueConstraint | sa.PrimaryKeyConstraint)]
+    return any({column.name for column in key.columns} == named for key in keys)
 
 
 def _target(fk: sa.ForeignKeyConstraint) -> str:
@@ -546,6 +555,10 @@ def _is_generated(part: ast.AST) -> bool:
 _NOT_THERE = (
     "{0} is not there yet when the table is created (a circle of references, or a table that is left out), and "
     "adding the key later would scan and lock. The application keeps the rule."
+)
+_NOT_UNIQUE = (
+    "PostgreSQL refuses it: no primary key or unique constraint of the models covers {0}. Say unique=True there, and a "
+    "new table is created with the key; or let the application keep the rule."
 )
 _DELETE_FAILS = (
     'DELETE on {0} by running releases would fail as soon as a row here points there. Say ondelete="CASCADE" in the '

@@ -237,12 +237,13 @@ def _judged(one: _Looked, plans: Sequence[AcceptedPlan], expected: Mapping[tuple
     found = []
     for _, name in [key for key in actual if key[0] == "invalid index"]:
         fact = actual.pop(("invalid index", name))
-        found.append(Difference("index", name, most.get(("index", name)), f"INVALID, a failed build: {fact}"))
-        actual["index", name] = most.get(("index", name), "")
+        index = ("index", name)
+        found.append(Difference(*index, most.get(index), f"INVALID, a failed build: {fact}"))
+        least, most = ({key: value for key, value in facts.items() if key != index} for facts in (least, most))
     found += [
         Difference(*key, least.get(key, most.get(key)), actual.get(key))
         for key in {*least, *most, *actual}
-        if actual.get(key) not in (least.get(key), most.get(key), "")
+        if actual.get(key) not in (least.get(key), most.get(key))
     ]
     revision = plans[one.level - 1].plan.revision if one.level else None
     ordered = sorted(found, key=lambda difference: (difference.kind, difference.name))
