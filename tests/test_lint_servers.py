@@ -92,7 +92,7 @@ def test_every_allowed_case_runs_and_changes_nothing_that_exists(shard: LintShar
 @pytest.mark.parametrize(
     ("case", "sql"),
     [
-        (STRUCTURE, "ALTER TABLE t DROP COLUMN b"),
+        (STRUCTURE, "ALTER TABLE t DROP COLUMN j"),
         (STRUCTURE, "ALTER TABLE t ADD COLUMN n float DEFAULT random()"),
         (STRUCTURE, "ALTER TABLE t ADD COLUMN n int CHECK (a > 0)"),
         (STRUCTURE, "ALTER TABLE t ALTER COLUMN c SET DEFAULT 6"),
@@ -100,7 +100,7 @@ def test_every_allowed_case_runs_and_changes_nothing_that_exists(shard: LintShar
         (STRUCTURE, "CREATE INDEX ix ON t (c)"),
         (STRUCTURE, "GRANT SELECT ON t TO app"),
         (STRUCTURE, "ALTER TYPE mood RENAME VALUE 'x' TO 'z'"),
-        (STRUCTURE, "SET search_path = s2"),
+        (STRUCTURE, "SET lock_timeout = 7"),
         (OLD, "UPDATE t SET b = 'z' WHERE id = 1"),
         (OLD, "DELETE FROM child WHERE id = 1"),
         (OLD, "SELECT nextval('s')"),
@@ -108,7 +108,10 @@ def test_every_allowed_case_runs_and_changes_nothing_that_exists(shard: LintShar
     ],
 )
 def test_harm_would_be_seen(newest: LintShard, case: Any, sql: Any) -> None:
-    assert newest.run(case, sql)
+    effect = newest.run(case, sql)
+    newest.connection.execute("SELECT setval('s', 1, false)")  # numbers drawn do not come back by themselves
+
+    assert effect
 
 
 # --------------------------------------------------------------------------------------------------------------------
