@@ -79,6 +79,8 @@ class Shard(_Section):
             split = urlsplit(url)
         except ValueError:
             return "(a url that cannot be read)"
+        if url.count("@") != split.netloc.count("@"):  # what looks like host and path may be half a password
+            return "(not shown: write the @ / ? # of a password as %40 %2F %3F %23)"
         return f"{split.netloc.rpartition('@')[2] or 'local'}{split.path}"
 
     @property

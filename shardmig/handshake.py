@@ -8,6 +8,7 @@ to a server connection that other clients use next.
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -47,6 +48,8 @@ _SETTINGS = {
     "tcp_user_timeout": "30s",
 }
 _OFF_SINCE = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}  # setting → server version
+
+_MISTAKEN = {"host": re.compile("@"), "port": re.compile("[^0-9,]")}
 
 # A dead peer is noticed within half a minute; what the URL says goes first.
 _NETWORK = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3", "tcp_user_timeout": "30000"}
@@ -167,9 +170,11 @@ def not_ready(shard: Shard, message: str) -> PreflightFailed:
 
 
 def _without_secrets(message: str, given: Mapping[str, object]) -> str:
-    for name in ("password", "sslpassword"):
-        if secret := given.get(name):
-            message = message.replace(str(secret), "***")
+    secrets = [given.get(name) for name in ("password", "sslpassword")]
+    # An @ or / in a password that was not percent-encoded makes its rest look like a host or a port.
+    secrets += [part for name, sign in _MISTAKEN.items() if sign.search(part := str(given.get(name, "")))]
+    for secret in filter(None, secrets):
+        message = message.replace(str(secret), "***")
     return message
 
 

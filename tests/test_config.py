@@ -115,6 +115,9 @@ def test_a_url_takes_variables_from_the_environment(
     assert "postgresql://u:s3cret@h/d" == load(path).shard("eu1").url.get_secret_value()
 
 
+NOT_SHOWN = "(not shown: write the @ / ? # of a password as %40 %2F %3F %23)"
+
+
 @pytest.mark.parametrize(
     ("url", "address"),
     [
@@ -122,6 +125,8 @@ def test_a_url_takes_variables_from_the_environment(
         ("host=db port=1 dbname=shop user=me password='s3 cret'", "db:1/shop"),
         ("postgresql:///shop", "local/shop"),
         ("postgresql://me:s3cret@[broken", "(a url that cannot be read)"),
+        ("postgresql://me:x@s3cret@db/shop", "db/shop"),
+        *((f"postgresql://me:s3{mark}ret@db/shop", NOT_SHOWN) for mark in "/?#"),  # libpq takes the last two as meant
     ],
 )
 def test_neither_address_nor_text_of_a_shard_shows_its_password(url: str, address: str) -> None:

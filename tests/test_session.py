@@ -473,6 +473,10 @@ QUOTED = "p%40ss%2Fw%3Ard%27%25x"
     [
         f"postgresql://shop:{QUOTED}@127.0.0.1:1/shop",
         f"postgresql://shop:{SECRET}@127.0.0.1:1/shop",  # not quoted as it must be
+        "postgresql://shop:xxxx/w:rd@127.0.0.1:1/shop",  # reads as host "shop", port "xxxx"
+        "postgresql://shop:xxxx@w:rd@127.0.0.1:1/shop",
+        "postgresql://shop:xxxx?w:rd@127.0.0.1:1/shop",
+        "postgresql://shop:xxxx#w:rd@127.0.0.1:1/shop",
         f"postgresql://shop@127.0.0.1:1/shop?password={QUOTED}",
         "host=127.0.0.1 port=1 password='p@ss/w:rd\\'%x'",
         f"host=127.0.0.1 port=1 password {SECRET}",
@@ -489,7 +493,7 @@ async def test_an_unreachable_shard_never_shows_its_password(url: str, caplog: p
 
     told = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(caught.value) + repr(shard)
     assert str(caught.value).startswith("eu9: ")
-    for secret in (SECRET, QUOTED, "p@ss", "w:rd", "p%40ss"):
+    for secret in (SECRET, QUOTED, "p@ss", "w:rd", "p%40ss", "xxxx"):
         assert secret not in told
 
 
