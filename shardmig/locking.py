@@ -197,7 +197,9 @@ async def holders(session: Session, relation: str, *, mode: Mode = "ACCESS EXCLU
     """Return the transactions of others that hold a relation or one of its children in a conflicting mode."""
     may_hurry = _MAY_HURRY if session.server_version >= _PARAMETER_PRIVILEGES_SINCE else _IS_SUPERUSER
     return await session.observe(
-        Held, _HOLDERS.replace("{may_hurry}", may_hurry), (qualified(relation), _CONFLICTS[mode])
+        Held,
+        _HOLDERS.replace("{may_hurry}", may_hurry),
+        (qualified(relation), session.shard.schema_name, _CONFLICTS[mode]),
     )
 
 
@@ -208,7 +210,14 @@ async def _try(
     remember, compare = proof_in_flight(session) if proof else (None, None)
     before = [
         Query(
-            _ADDRESS, (qualified(relation), _CONFLICTS[mode], session.settings.old_holder_ms, attempt.past_autovacuum)
+            _ADDRESS,
+            (
+                qualified(relation),
+                session.shard.schema_name,
+                _CONFLICTS[mode],
+                session.settings.old_holder_ms,
+                attempt.past_autovacuum,
+            ),
         ),
         Query(_LOOK),
         *([Query("SELECT set_config('role', $1, true)", (session.settings.owner,))] if session.settings.owner else []),
@@ -286,6 +295,14 @@ _PARAMETER_PRIVILEGES_SINCE = 150_000
 _MAY_HURRY = "has_parameter_privilege(session_user, 'deadlock_timeout', 'SET')"
 _IS_SUPERUSER = "(SELECT rolsuper FROM pg_roles WHERE rolname = session_user)"
 
+# The login role asks, and may have no rights on the schema: to_regclass would then find nothing, and without the
+# relation there would be neither a look nor a proof.
+_OID = """
+SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace, parse_ident($1) AS written
+WHERE c.relname = written[cardinality(written)]
+  AND n.nspname = CASE cardinality(written) WHEN 1 THEN $2::text ELSE written[1] END
+"""
+
 # Who holds the relation in a conflicting mode. ALTER TABLE on a parent locks every child as strongly as the parent.
 _HELD = """
 WITH RECURSIVE tree (oid) AS (
@@ -312,7 +329,7 @@ WITH RECURSIVE tree (oid) AS (
 )"""
 
 _HOLDERS = (
-    _HELD.replace("{relation}", "to_regclass($1)::oid").replace("{weaker}", "$2::text[]")
+    _HELD.replace("{relation}", f"({_OID})").replace("{weaker}", "$3::text[]")
     + """
 SELECT transaction,
        pid,
@@ -330,11 +347,11 @@ ORDER BY age DESC NULLS LAST
 )
 
 # An anonymous block takes no parameters: its arguments travel as settings of the transaction.
-_ADDRESS = """
-SELECT set_config('shardmig.relation', coalesce(to_regclass($1)::oid::text, ''), true),
-       set_config('shardmig.weaker', $2::text[]::text, true),
-       set_config('shardmig.old_holder_ms', $3::int::text, true),
-       set_config('shardmig.past_autovacuum', $4::boolean::text, true)
+_ADDRESS = f"""
+SELECT set_config('shardmig.relation', coalesce(({_OID})::text, ''), true),
+       set_config('shardmig.weaker', $3::text[]::text, true),
+       set_config('shardmig.old_holder_ms', $4::int::text, true),
+       set_config('shardmig.past_autovacuum', $5::boolean::text, true)
 """
 
 _LOOK = f"""

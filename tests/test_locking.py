@@ -264,6 +264,21 @@ async def test_ages_that_the_role_may_not_see_are_counted_from_the_first_look(sh
     assert [pid] == [blocker.pid for blocker in said[0].blockers]
 
 
+async def test_a_login_role_without_rights_on_the_schema_sees_holders_and_proves(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    admin = connect(shop)
+    admin.execute("CREATE ROLE shop_outsider LOGIN NOINHERIT IN ROLE shop_owner")
+    try:
+        async with at(shop, user="shop_outsider", owner="shop_owner") as session:
+            async with reading(shop) as reader:
+                for name in ("customer", "public.customer"):
+                    assert [reader.info.backend_pid] == [holder.pid for holder in await holders(session, name)]
+            with pytest.raises(ProofFailed, match="name"):
+                await under_lock(session, "customer", [Query("ALTER TABLE customer DROP COLUMN name")])
+    finally:
+        admin.execute("DROP ROLE shop_outsider")
+
+
 async def test_a_member_of_read_all_stats_sees_ages_though_the_owner_does_not(shop: Shard, connect: Connect) -> None:
     admin = connect(shop)
     admin.execute("GRANT pg_read_all_stats TO shop_migrator")
