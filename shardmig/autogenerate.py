@@ -135,8 +135,9 @@ def _compared(config: Config, models: Sequence[sa.MetaData], shard: Shard) -> Co
     except sa.exc.OperationalError as error:
         reason = str(error.orig).partition("\n")[0]
         raise ShardUnreachable(f"{shard.address}: {reason}", shard=shard.name) from error
-    except sa.exc.InvalidRequestError as error:
-        raise ConfigError(f"the models cannot be compared: {error}") from error
+    except sa.exc.SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise ConfigError(f"the models cannot be compared with {shard.name}: {reason}") from error
     finally:
         engine.dispose()
 

@@ -17,6 +17,8 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
+from shardmig.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -33,6 +35,7 @@ __all__ = [
     "sql_type",
 ]
 
+_NO_TEMPORARY = frozenset({"42501", "25006"})  # insufficient_privilege, read_only_sql_transaction
 DIALECT = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]  # any other style doubles `%`
 
 
@@ -119,8 +122,12 @@ def of_model(connection: sa.Connection, table: sa.Table, there: Iterable[str]) -
     texts = {text: name for name, text, columns in rules(table) if columns <= names}
     try:
         return _shown(connection, table.name, [*specs.values(), *texts])
-    except SQLAlchemyError:
-        pass  # one of them is not understood: which?
+    except SQLAlchemyError as error:  # one of them is not understood: which?
+        if getattr(getattr(error, "orig", None), "sqlstate", None) in _NO_TEMPORARY:
+            raise ConfigError(
+                f"the comparison shows the models to the server as a temporary table, and may not: {_first(error)}. "
+                "GRANT TEMPORARY ON DATABASE … TO the role that connects, name a primary, or use a scratch shard"
+            ) from error
     refused: dict[str, str] = {}
     for name, spec in list(specs.items()):
         _try(connection, table.name, [spec], refused, name)
@@ -135,7 +142,11 @@ def _try(connection: sa.Connection, name: str, parts: list[str], refused: dict[s
     try:
         _shown(connection, name, parts)
     except SQLAlchemyError as error:
-        refused[part] = str(getattr(error, "orig", error)).partition("\n")[0]
+        refused[part] = _first(error)
+
+
+def _first(error: Exception) -> str:
+    return str(getattr(error, "orig", error)).partition("\n")[0]
 
 
 def compiler(table: sa.Table) -> Any:  # noqa: ANN401 - SQLAlchemy's compilers have no type

@@ -209,6 +209,23 @@ def test_long_calls_are_written_an_argument_a_line() -> None:
     assert '    "xxxxxxxxxxxxxxxxxxxx",' in text
 
 
+def test_a_role_without_temporary_tables_is_told_what_to_grant(copied: Shard, tmp_path: Path, connect: Connect) -> None:
+    connect(copied).execute(f"REVOKE TEMPORARY ON DATABASE {connect(copied).info.dbname} FROM PUBLIC")
+    url = copied.url.get_secret_value().replace("postgres@", "shop_app@")
+    assert "shop_app" in url
+
+    with pytest.raises(ConfigError, match="GRANT TEMPORARY ON DATABASE"):
+        differences(project(tmp_path), shard_at(url), models=[shop(sa.MetaData())])
+
+
+def test_a_foreign_key_to_nowhere_is_a_clear_error(copied: Shard, tmp_path: Path) -> None:
+    models = shop(sa.MetaData())
+    sa.Table("lost", models, sa.Column("id", sa.ForeignKey("nowhere.id"), primary_key=True))
+
+    with pytest.raises(ConfigError, match="could not find table 'nowhere'"):
+        differences(project(tmp_path), copied, models=[models])
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The command line
 
