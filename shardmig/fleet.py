@@ -260,7 +260,7 @@ class Fleet:
             async with self._session(shard, config, purpose="run") as session:
                 run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
                 report = await work(run)
-                flags = (report and report.flags) or await ledger.last_states(session)
+                flags = (report and report.flags) or await run.states()
         except ShardmigError as error:
             report, flags = ShardReport(shard.name, outcome_of(error), 0, str(error), error=error), ()
         except Exception as error:  # noqa: BLE001 - a bug or a surprise on one shard must not hide what became of others

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from shardmig.plan import Plan
-    from shardmig.session import Session
+    from shardmig.session import Result, Session
 
 __all__ = [
     "FENCED",
@@ -42,6 +42,8 @@ __all__ = [
     "Turn",
     "begin_migration",
     "finish_migration",
+    "flags_of",
+    "flags_query",
     "holder_name",
     "in_turn",
     "install",
@@ -324,7 +326,7 @@ async def read(session: Session, *, known: Collection[str] = ()) -> Records | No
         term=term,
         holder=holder,
         since=since,
-        flags={row[0]: FlagRow(*row) for row in flags.rows},
+        flags=flags_of(flags),
         migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
         steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},
     )
@@ -353,7 +355,18 @@ def _own_row(session: Session, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ..
 
 async def read_flags(session: Session) -> dict[str, FlagRow]:
     """Read the flags alone, by name; the ledger is there."""
-    return {row.flag: row for row in await session.fetch(FlagRow, _FLAGS, [session.shard.name])}
+    [found] = await session.flight([flags_query(session.shard.name)])
+    return flags_of(found)
+
+
+def flags_query(shard: str) -> Query:
+    """Ask for the flags as part of another flight."""
+    return Query(_FLAGS, (shard,))
+
+
+def flags_of(found: Result) -> dict[str, FlagRow]:
+    """Read what `flags_query` returned."""
+    return {row[0]: FlagRow(*row) for row in found.rows}
 
 
 async def last_states(session: Session) -> tuple[tuple[str, str], ...]:
@@ -404,7 +417,14 @@ class Turn:
     @classmethod
     async def take(cls, session: Session) -> Turn:
         """Become the one who writes to this shard; the session holds its runner lock and the ledger is there."""
-        return cls(session, await _raise_term(session))
+        return (await cls.take_and(session, []))[0]
+
+    @classmethod
+    async def take_and(cls, session: Session, queries: Sequence[Query]) -> tuple[Turn, list[Result]]:
+        """Take the turn and write in the same transaction; return what the queries returned."""
+        with translated(session.shard.name):
+            taken, *results = await session.transact([_raise_term(session), *queries])
+        return cls(session, int(taken.value)), results
 
     @property
     def shard(self) -> str:
@@ -422,7 +442,8 @@ class Turn:
         # A raise whose answer was lost may have happened. Taking another runner's for ours does no harm: this session
         # holds the shard's lock and the newest term, and every step is claimed and read anew.
         self._raised += 1
-        term = await _raise_term(self.session)
+        [taken] = await self.session.flight([_raise_term(self.session)])
+        term = int(taken.value)
         if term > self.term + self._raised:
             raise Fenced(None, shard=self.shard)
         self.term, self._raised = term, 0
@@ -437,8 +458,12 @@ class Turn:
             Fenced: another runner took the shard over.
         """
         with translated(self.shard, f"{revision} step {number}"):
-            [row] = (await self.session.execute(_CLAIM, [self.shard, revision, number, self.term])).rows
-        return StepRow(*row)
+            [claimed] = await self.session.flight([self.claiming(revision, number)])
+        return StepRow(*claimed.rows[0])
+
+    def claiming(self, revision: str, number: int) -> Query:
+        """Claim a step in the transaction that does it: for a step that nobody can have done."""
+        return Query(_CLAIM, (self.shard, revision, number, self.term))
 
     def hold(self) -> Query:
         """Refuse the transaction unless this is still our turn; a successor waits until it ends."""
@@ -447,6 +472,18 @@ class Turn:
     def record_step(self, revision: str, number: int) -> Query:
         """Record a step as done: the first write of the transaction that does it."""
         return Query("SELECT shardmig.record_step($1, $2, $3, $4)", (self.shard, revision, number, self.term))
+
+    def record_switches(self, revision: str, numbers: Sequence[int]) -> Query:
+        """Record that a flip took these steps, and that the plan is finished if they were the last; behind `hold`."""
+        return Query(
+            "WITH flipped AS (UPDATE shardmig.step SET status = 'DONE', finished_at = clock_timestamp(), error = NULL, "
+            "started_at = coalesce(started_at, clock_timestamp()), attempts = attempts + 1, term = $4 "
+            "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[]) AND status <> 'DONE') "
+            "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()) "
+            "WHERE shard = $1 AND revision = $2 AND NOT EXISTS (SELECT FROM shardmig.step s WHERE s.shard = $1 "
+            "AND s.revision = $2 AND s.status <> 'DONE' AND s.number <> ALL ($3::int[]))",
+            (self.shard, revision, list(numbers), self.term),
+        )
 
     def record_batch(
         self, revision: str, number: int, *, expected: list[str] | None, reached: list[str] | None, rows: int
@@ -486,7 +523,7 @@ class Turn:
         """Keep the reason why a step failed; what it did was rolled back."""
         return Query(
             "UPDATE shardmig.step SET status = 'FAILED', error = $5 "
-            "WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4 AND status <> 'DONE'",
+            "WHERE shard = $1 AND revision = $2 AND number = $3 AND term <= $4 AND status <> 'DONE'",
             (self.shard, revision, number, self.term, error[:2000]),
         )
 
@@ -522,13 +559,12 @@ async def in_turn(session: Session) -> AsyncIterator[Turn]:
             await session.flight([turn.end()])
 
 
-async def _raise_term(session: Session) -> int:
-    taken = await session.execute(
+def _raise_term(session: Session) -> Query:
+    return Query(
         "UPDATE shardmig.runner SET term = term + 1, holder = $2, since = clock_timestamp() WHERE shard = $1 "
         "RETURNING term",
-        [session.shard.name, holder_name()],
+        (session.shard.name, holder_name()),
     )
-    return int(taken.value)
 
 
 def begin_migration(shard: str, plan: Plan, *, position: int, text: str) -> list[Query]:
@@ -565,10 +601,11 @@ def begin_migration(shard: str, plan: Plan, *, position: int, text: str) -> list
 
 
 def finish_migration(shard: str, revision: str) -> Query:
-    """Note that no step of a plan is left."""
+    """Note that no step of a plan is left, if that is so."""
     return Query(
         "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()) "
-        "WHERE shard = $1 AND revision = $2",
+        "WHERE shard = $1 AND revision = $2 AND NOT EXISTS (SELECT FROM shardmig.step s "
+        "WHERE s.shard = $1 AND s.revision = $2 AND s.status <> 'DONE')",
         (shard, revision),
     )
 

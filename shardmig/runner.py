@@ -76,6 +76,9 @@ class Run:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str | None = None
     _turn: Turn = field(init=False)
+    _known: dict[str, FlagRow] = field(init=False, default_factory=dict)  # as just read; each is believed once
+    _fresh: set[tuple[str, int]] = field(init=False, default_factory=set)  # steps that nobody can have done
+    _states: tuple[tuple[str, str], ...] = field(init=False, default=())
 
     async def records(self) -> Records:
         """Read the ledger, after installing it where it is missing."""
@@ -113,8 +116,16 @@ class Run:
             )
         for warning in await preflight(self.session, *(item.accepted for item in todo)):
             self._say(Warned(records.shard, warning))
-        async with self._in_turn():
-            await self._surely(lambda: self._begin(todo, records))
+        async with self._in_turn(self._beginning(todo, records)):
+            self._fresh = {
+                (item.plan.revision, number)
+                for item in todo
+                if item.plan.revision not in records.migrations
+                for number in item.statements
+            }
+            if not all(item.plan.online for item in todo):
+                # Whoever set maintenance by hand, or was told that its drain gave up, has not waited for who is inside.
+                await switching.drain_shard(self.session, "maintenance", stop=self.stop, listener=self.listener)
             async with self._proved():
                 for item in todo:
                     await self._structure(item)
@@ -136,7 +147,9 @@ class Run:
             True when it is there; False when `stop` ended it at a safe place.
         """
         async with self._in_turn():
-            await self._walk(flag, target, self._plan_of(flag))
+            accepted = self._plan_of(flag)
+            await self._walk(flag, target, accepted)
+            await self._surely(partial(self._finish, accepted.plan))
             return True
         return False
 
@@ -172,10 +185,14 @@ class Run:
         state = State((await switching.read_flag(self.session, plan.flag)).state)
         return f"{plan.flag} is {state.name} again"
 
+    async def states(self) -> tuple[tuple[str, str], ...]:
+        """Name the state of each flag for a report, as last seen."""
+        return self._states or await ledger.last_states(self.session)
+
     @asynccontextmanager
-    async def _in_turn(self) -> AsyncIterator[None]:
-        """Take the turn and end it; a stop asked for leaves the block quietly, at a safe place."""
-        self._turn = await Turn.take(self.session)
+    async def _in_turn(self, beginning: Sequence[Query] = ()) -> AsyncIterator[None]:
+        """Take the turn, begin, and end it; a stop asked for leaves the block quietly, at a safe place."""
+        await self._take_turn(beginning)
         try:
             yield
         except _Stopped:
@@ -200,20 +217,32 @@ class Run:
     # ----------------------------------------------------------------------------------------------------------------
     # Structure
 
-    async def _begin(self, todo: Sequence[Todo], records: Records) -> None:
-        """Enter all plans in one flight: from here on the shard's own ledger says what is going on."""
+    async def _take_turn(self, beginning: Sequence[Query]) -> None:
+        """Take the turn, and write what begins it; all of that may be written twice."""
+        flags = ledger.flags_query(self.session.shard.name)
+        for attempts_left in (2, 1, 0):
+            try:
+                self._turn, results = await Turn.take_and(self.session, [*beginning, flags])
+            except (InDoubt, pg.OperationalError) as error:
+                lost = isinstance(error, InDoubt) or is_connection_lost(error)
+                if not lost or not attempts_left:
+                    raise
+                await self.session.reconnect()
+            else:
+                self._known = ledger.flags_of(results[-1])
+                return
+
+    def _beginning(self, todo: Sequence[Todo], records: Records) -> list[Query]:
+        """Enter all plans: from here on the shard's own ledger says what is going on."""
         positions = {accepted.plan.revision: place for place, accepted in enumerate(self.plans, 1)}
-        queries = [
+        return [
             query
             for item in todo
             if item.plan.revision not in records.migrations
             for query in ledger.begin_migration(
-                self._turn.shard, item.plan, position=positions[item.plan.revision], text=planfile.dumps(item.plan)
+                records.shard, item.plan, position=positions[item.plan.revision], text=planfile.dumps(item.plan)
             )
         ]
-        if queries:
-            with ledger.translated(self._turn.shard):
-                await self.session.transact([self._turn.hold(), *queries])
 
     def _proved(self) -> AbstractAsyncContextManager[None]:
         """Prove on the canary that whole schemas only grew; elsewhere a locked table is proved in its transaction."""
@@ -224,7 +253,7 @@ class Run:
 
     async def _structure(self, item: Todo) -> None:
         """Execute the statements that are left, those that lock nothing existing together, each other one alone."""
-        accepted, settings = item.accepted, self.config.session
+        accepted = item.accepted
         free: list[int] = []
         for number in item.statements:
             if number not in accepted.locks and number not in accepted.indexes:
@@ -236,16 +265,34 @@ class Run:
             if number in accepted.indexes:
                 work = partial(structure.build_index, self._turn, accepted, number)
             else:
-                work = partial(
-                    structure.execute_under_lock, self._turn, settings, accepted, number, listener=self.listener
-                )
+                work = partial(self._under_lock, accepted, number)
             await self._step(item.plan, number, work)
         await self._together(item, free)
 
     async def _together(self, item: Todo, numbers: Sequence[int]) -> None:
         if numbers:
-            work = partial(structure.execute_together, self._turn, self.config.session, item.accepted, numbers)
-            await self._step(item.plan, numbers[0], work)
+            await self._step(item.plan, numbers[0], partial(self._freely, item.accepted, numbers))
+
+    async def _under_lock(self, accepted: AcceptedPlan, number: int) -> None:
+        await structure.execute_under_lock(
+            self._turn,
+            self.config.session,
+            accepted,
+            number,
+            listener=self.listener,
+            fresh=self._are_fresh(accepted.plan, [number]),
+        )
+
+    async def _freely(self, accepted: AcceptedPlan, numbers: Sequence[int]) -> None:
+        fresh = self._are_fresh(accepted.plan, numbers)
+        await structure.execute_together(self._turn, self.config.session, accepted, numbers, fresh=fresh)
+
+    def _are_fresh(self, plan: Plan, numbers: Sequence[int]) -> bool:
+        """Say whether nobody can have done these steps: true once, for the first try may have happened."""
+        steps = {(plan.revision, number) for number in numbers}
+        fresh = steps <= self._fresh
+        self._fresh -= steps
+        return fresh
 
     async def _step(self, plan: Plan, number: int, work: Callable[[], Awaitable[None]]) -> None:
         """Do a step; a broken connection is repaired once, and what was in doubt is decided by the step row."""
@@ -262,10 +309,16 @@ class Run:
             await self._note_failure(plan, number, str(error))
             raise
         except pg.Error as error:
-            failed = self._failure(error, where, step)
+            number = self._failed_step(plan, number)
+            failed = self._failure(error, f"{plan.revision} step {number}", plan.steps[number - 1])
             await self._note_failure(plan, number, str(failed))
             raise failed from error
         self._say(StepDone(self._turn.shard, plan.revision, number, time.monotonic() - started))
+
+    def _failed_step(self, plan: Plan, first: int) -> int:
+        """Tell which of the statements that run together the server refused."""
+        sql = self.session.failed.sql if self.session.failed else None
+        return next((n for n, step in enumerate(plan.steps, 1) if getattr(step, "sql", None) == sql), first)
 
     def _failure(self, error: pg.Error, where: str, step: object) -> ShardError:
         shard = self._turn.shard
@@ -295,15 +348,14 @@ class Run:
             await self._walk(plan.flag, item.target, item.accepted)
         if item.moves_only:
             await self._surely(partial(self._make_valid, plan, forward=True))
-        await self._surely(partial(self._finish, plan))
+        if item.target is not State.LIVE:  # the flip to LIVE has finished it
+            await self._surely(partial(self._finish, plan))
 
     async def _finish(self, plan: Plan) -> None:
-        records = await self.records()
-        if all(step.done for (revision, _), step in records.steps.items() if revision == plan.revision):
-            await self.session.flight([ledger.finish_migration(self._turn.shard, plan.revision)])
+        await self.session.flight([ledger.finish_migration(self._turn.shard, plan.revision)])
 
     async def _walk(self, flag: str, target: State, accepted: AcceptedPlan) -> None:
-        row = await switching.read_flag(self.session, flag)
+        row = self._known.get(flag) or await switching.read_flag(self.session, flag)
         try:
             edges = route(State(row.state), target, has_move=row.has_move)
         except ValueError as error:
@@ -314,10 +366,10 @@ class Run:
 
     async def _take(self, plan: Plan, edge: Edge) -> None:
         """Take one edge, if the flag has not taken it already."""
-        row = await switching.read_flag(self.session, plan.flag)
+        row = self._known.pop(plan.flag, None) or await switching.read_flag(self.session, plan.flag)
         if row.state != edge.target:
             await self._earn(plan, row, edge)
-            await self._flip(plan, await switching.read_flag(self.session, plan.flag), edge.target)
+            await self._flip(plan, row, edge.target)
 
     async def _surely(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do what looks first how far it is; when the connection breaks, reconnect and look again."""
@@ -363,7 +415,7 @@ class Run:
             case _:
                 pass
         if edge.target is State.DONE:
-            await relaxation.relax(self.session, plan)
+            await relaxation.relax(self.session, plan, fence=[self._turn.hold()], listener=self.listener)
 
     async def _make_valid(self, plan: Plan, *, forward: bool) -> None:
         """
@@ -410,11 +462,10 @@ class Run:
     async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
         forward = target > row.state
         numbers = [n for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and s.to is target and forward]
-        done = {n for (r, n), s in (await self.records()).steps.items() if r == plan.revision and s.done}
-        new = [number for number in numbers if number not in done]
-        await self._claim(plan, new)
-        records = [self._turn.record_step(plan.revision, number) for number in new]
-        await switching.flip(self._turn, row, target, reason=self.reason, records=records, listener=self.listener)
+        records = [self._turn.record_switches(plan.revision, numbers)] if numbers else []
+        self._known[plan.flag] = await switching.flip(
+            self._turn, row, target, reason=self.reason, records=records, listener=self.listener
+        )
 
     async def _claim(self, plan: Plan, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -430,9 +481,10 @@ class Run:
     async def _end(self) -> None:
         """End the turn, if the connection still can; a successor does not wait for it."""
         try:
-            await self.session.flight([self._turn.end()])
+            _, flags = await self.session.flight([self._turn.end(), ledger.flags_query(self._turn.shard)])
         except (pg.Error, ShardError):
             return
+        self._states = tuple((row.flag, State(row.state).name) for row in ledger.flags_of(flags).values())
 
     def _say(self, event: StepStarted | StepDone | Waiting | Warned) -> None:
         if self.listener:

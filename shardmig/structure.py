@@ -26,12 +26,14 @@ __all__ = ["build_index", "execute_together", "execute_under_lock"]
 
 
 async def execute_together(
-    turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, numbers: Sequence[int]
+    turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, numbers: Sequence[int], *, fresh: bool = False
 ) -> None:
     """Execute statements that lock no existing relation, in one transaction with their records."""
     queries = []
     for number in numbers:
-        if not (await turn.claim(accepted.plan.revision, number)).done:
+        if fresh:
+            queries.append(turn.claiming(accepted.plan.revision, number))
+        if fresh or not (await turn.claim(accepted.plan.revision, number)).done:
             queries += _recorded(turn, settings, accepted, number)
     if not queries:
         return
@@ -44,16 +46,27 @@ async def execute_together(
 
 
 async def execute_under_lock(
-    turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, number: int, *, listener: Listener | None
+    turn: Turn,
+    settings: SessionSettings,
+    accepted: AcceptedPlan,
+    number: int,
+    *,
+    listener: Listener | None,
+    fresh: bool = False,
 ) -> None:
-    """Execute one statement under a lock on an existing relation: record, statement, proof and COMMIT in one flight."""
-    if (await turn.claim(accepted.plan.revision, number)).done:
+    """
+    Execute one statement under a lock on an existing relation: record, statement, proof and COMMIT in one flight.
+
+    Of a fresh step, which nobody can have done, the claim travels in that flight too.
+    """
+    claim = [turn.claiming(accepted.plan.revision, number)] if fresh else []
+    if not fresh and (await turn.claim(accepted.plan.revision, number)).done:
         return
     with translated(turn.shard):
         await locking.under_lock(
             turn.session,
             accepted.locks[number],
-            _recorded(turn, settings, accepted, number),
+            [*claim, *_recorded(turn, settings, accepted, number)],
             mode=locking.mode_of(_statement(accepted, number).sql),
             on_wait=listener,
         )
@@ -108,8 +121,16 @@ def _recorded(turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, num
     queries = [turn.record_step(accepted.plan.revision, number), Query(_statement(accepted, number).sql)]
     if (table := accepted.creates.get(number)) is not None:
         name = ".".join(quote(part) for part in table.split("."))
-        queries += [Query(f"GRANT {rights} ON {name} TO {quote(role)}") for role, rights in settings.grant.items()]
+        for role, rights in settings.grant.items():
+            queries.append(Query(f"GRANT {rights} ON {name} TO {quote(role)}"))
+            queries += _use_of_sequences(name, role)
     return queries
+
+
+def _use_of_sequences(table: str, role: str) -> list[Query]:
+    """Let a role that may insert draw from the sequences of serial columns, which a table's own rights leave out."""
+    address = "SELECT set_config('shardmig.table', $1, true), set_config('shardmig.grantee', $2, true)"
+    return [Query(address, (table, role)), Query(_GRANT_SEQUENCES)]
 
 
 def _statement(accepted: AcceptedPlan, number: int) -> Statement:
@@ -117,3 +138,23 @@ def _statement(accepted: AcceptedPlan, number: int) -> Statement:
     if not isinstance(step, Statement):
         raise TypeError(f"step {number} of {accepted.plan.revision} is no statement")
     return step
+
+
+# An anonymous block takes no parameters: they travel as settings. Of an identity column nobody asks for the right.
+_GRANT_SEQUENCES = """
+DO $grant$
+DECLARE
+    drawn record;
+BEGIN
+    FOR drawn IN
+        SELECT d.objid::regclass AS name FROM pg_depend d
+        JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid AND c.relkind = 'S'
+        WHERE d.refclassid = 'pg_class'::regclass AND d.deptype = 'a'
+          AND d.refobjid = current_setting('shardmig.table')::regclass
+          AND has_any_column_privilege(current_setting('shardmig.grantee'), d.refobjid, 'INSERT')
+    LOOP
+        EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', drawn.name, current_setting('shardmig.grantee'));
+    END LOOP;
+END
+$grant$
+"""

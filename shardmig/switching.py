@@ -118,6 +118,9 @@ async def flip(
         records: recorded in the same transaction.
         listener: told when it is committed.
 
+    Returns:
+        The flag as it is now.
+
     Raises:
         SwitchRefused: no such edge, its guard is not met, or the flag changed meanwhile; nothing is recorded either.
         LockNotObtained: an operator holds the flag in an open transaction.
@@ -128,7 +131,9 @@ async def flip(
     local = {"shardmig.reason": reason or "", "shardmig.os_user": ledger.os_user()}
     try:
         with ledger.translated(shard):
-            await turn.session.transact([turn.hold(), edge, *records], local=local)
+            *_, flags = await turn.session.transact(
+                [turn.hold(), edge, *records, ledger.flags_query(shard)], local=local
+            )
     except pg.LockNotAvailable as error:
         raise LockNotObtained(
             f"somebody else is switching a flag of this shard and has not committed; {row.flag} stays where it is",
@@ -136,7 +141,7 @@ async def flip(
         ) from error
     if listener:
         listener(FlagSwitched(shard, row.flag, State(row.state), target))
-    return await read_flag(turn.session, row.flag)
+    return ledger.flags_of(flags)[row.flag]
 
 
 async def vouch(session: Session, flag: str, release: str) -> None:
