@@ -16,6 +16,8 @@ from shardmig.plan import quote
 from shardmig.session import Query
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardmig.events import Listener
     from shardmig.plan import Plan
     from shardmig.session import Session
@@ -41,9 +43,17 @@ class _Column:
     constraints: str | None
 
 
-async def relax(session: Session, plan: Plan, *, listener: Listener | None = None) -> None:
+async def relax(
+    session: Session, plan: Plan, *, fence: Sequence[Query] = (), listener: Listener | None = None
+) -> None:
     """
     Make sure that every old column of a plan may be left out, relaxing those that its script names.
+
+    Args:
+        session: on the shard.
+        plan: whose flag is to go DONE.
+        fence: goes before each change in its transaction, and refuses it unless it is still the runner's turn.
+        listener: told who is in the way.
 
     Raises:
         PreflightFailed: a column is mandatory and not in `relax`, or a constraint stands on it; every one is listed.
@@ -72,6 +82,7 @@ async def relax(session: Session, plan: Plan, *, listener: Listener | None = Non
             session,
             table,
             [
+                *fence,
                 Query(f"ALTER TABLE {_name(table)} ALTER COLUMN {quote(name)} DROP NOT NULL"),
                 Query(
                     "INSERT INTO shardmig.log (shard, action, flag, revision, before, after) "

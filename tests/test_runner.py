@@ -286,6 +286,35 @@ async def test_new_tables_are_granted_to_the_roles_of_the_configuration(
     assert (True, False) == rights.fetchone()
 
 
+async def test_a_role_that_may_insert_may_draw_from_the_sequence_of_a_serial_column(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    counted = Plan(
+        revision="0001_shop", parent=None, flag="shop", script_sha256="0" * 64,
+        steps=(
+            Statement(sql='CREATE TABLE "Käufer" ("Nr." serial PRIMARY KEY, name text)'), Switch(to=State.LIVE)
+        ),
+    )  # fmt: skip
+    roles = {"shop_app": "SELECT, INSERT", "shop_migrator": "SELECT"}
+    await applied(fleet(counted, session={"grant": roles}))
+
+    connect(shard, user="shop_app").execute("INSERT INTO \"Käufer\" (name) VALUES ('Ada')")
+    rights = "SELECT has_sequence_privilege('shop_migrator', c.oid, 'USAGE') FROM pg_class c WHERE relkind = 'S'"
+    assert [(False,)] == connect(shard).execute(rights + " AND relnamespace = 'public'::regnamespace").fetchall()
+
+
+async def test_of_statements_that_run_together_the_one_that_failed_is_named(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    connect(shard).execute("CREATE TABLE third (id int)")
+    tables = [Statement(sql=f"CREATE TABLE {t} (id bigint PRIMARY KEY)", line=n) for n, t in ((7, "a"), (9, "third"))]
+
+    [report] = await fleet(SHOP.model_copy(update={"steps": (*tables, Switch(to=State.LIVE))})).apply()
+
+    assert "step 2" in report.reason
+    assert "(line 9 of the script)" in report.reason
+
+
 async def test_a_table_with_a_key_into_an_old_one_waits_for_writers_without_stopping_them(
     fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
 ) -> None:
@@ -396,6 +425,33 @@ async def test_a_plan_that_wants_maintenance_is_refused_without_it(fleet: Callab
 
     assert Outcome.FAILED is report.outcome
     assert "shardmig maintenance on" in report.reason
+
+
+async def test_a_plan_that_wants_maintenance_waits_for_who_is_inside_whoever_set_it(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP))
+    inside = connect(shard, autocommit=False, application_name="checkout")
+    inside.execute("SELECT 1")
+    connect(shard).execute("SELECT shardmig.maintenance('offline', 'by hand')")
+    offline = SPLIT.model_copy(update={"online": False})
+
+    [report] = await fleet(SHOP, offline, session={"drain_timeout_s": 0.3}).apply()
+
+    assert (Outcome.PARKED, True) == (report.outcome, "checkout" in report.reason)
+    inside.rollback()
+    await applied(fleet(SHOP, offline))
+
+
+async def test_a_switch_that_does_the_last_step_finishes_the_migration(fleet: Callable[..., Fleet]) -> None:
+    made = fleet(SHOP, SPLIT)
+    await applied(made, until=Until.MOVED)
+
+    for flag in ("shop", "split"):
+        await made.switch(flag, State.LIVE)
+
+    [status] = await made.status()
+    assert (Outcome.DONE, "") == (status.outcome, status.reason)
 
 
 async def test_protocol_dual_walks_through_dual_though_nothing_is_moved(fleet: Callable[..., Fleet]) -> None:
