@@ -126,9 +126,6 @@ class Run:
             if not all(item.plan.online for item in todo):
                 # Whoever set maintenance by hand, or was told that its drain gave up, has not waited for who is inside.
                 await switching.drain_shard(self.session, "maintenance", stop=self.stop, listener=self.listener)
-            if not all(item.plan.online for item in todo):
-                # Whoever set maintenance by hand, or was told that its drain gave up, has not waited for who is inside.
-                await switching.drain_shard(self.session, "maintenance", stop=self.stop, listener=self.listener)
             async with self._proved():
                 for item in todo:
                     await self._structure(item)
