@@ -265,6 +265,18 @@ async def test_rows_that_disagree_are_counted_and_named(one: tuple[Looking, Shar
     assert (0, "only new counts") == (done.rows, done.note)
 
 
+async def test_in_live_old_is_held_against_new(one: tuple[Looking, Shard], connect: Connect) -> None:
+    """An application that knows more than forward(old) writes what only back(new) agrees with."""
+    here, shard = one
+    connect(shard).execute("INSERT INTO customer (full_name, first_name) VALUES ('Ada Lovelace', 'Ada Lovelace')")
+    split = next(accepted for accepted in here.plans if accepted.plan.flag == "split_name")
+    [live] = await verify_rows(here.config, split, [shard])
+    await here.switch("split_name", State.DUAL, shard)
+    [dual] = await verify_rows(here.config, split, [shard])
+
+    assert (0, 1) == (live.rows, dual.rows)
+
+
 async def test_rows_whose_source_is_gone_are_named(one: tuple[Looking, Shard], connect: Connect) -> None:
     here, shard = one
     await here.switch("order_address", State.DUAL, shard)
