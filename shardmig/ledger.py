@@ -301,6 +301,7 @@ async def read(session: Session, *, known: Collection[str] = ()) -> Records | No
 
     Raises:
         WrongShard: the schema is another shard's, or the name another schema's; nothing was written.
+        PreflightFailed: the ledger is another role's.
     """
     name = session.shard.name
     try:
@@ -314,6 +315,8 @@ async def read(session: Session, *, known: Collection[str] = ()) -> Records | No
         )
     except (pg.UndefinedTable, pg.InvalidSchemaName):
         return None
+    except pg.InsufficientPrivilege as error:
+        raise _not_ours(session, error) from error
     row = _own_row(session, found.rows)
     if row is None:
         return None
@@ -329,6 +332,15 @@ async def read(session: Session, *, known: Collection[str] = ()) -> Records | No
         flags=flags_of(flags),
         migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
         steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},
+    )
+
+
+def _not_ours(session: Session, error: pg.Error) -> PreflightFailed:
+    role = session.settings.owner or session.login
+    return PreflightFailed(
+        f"role {role} is not the one that the ledger belongs to ({error.diag.message_primary}); set session.owner to "
+        "the owner of schema shardmig, as \\dn in psql shows it",
+        shard=session.shard.name,
     )
 
 
@@ -612,8 +624,9 @@ def finish_migration(shard: str, revision: str) -> Query:
 
 async def set_maintenance(session: Session, mode: str, reason: str | None) -> None:
     """Set maintenance "off", "read-only" or "offline"; the caller drains before relying on it."""
+    call = Query("SELECT shardmig.maintenance($1, $2, $3)", (mode, reason, session.shard.name))
     with translated(session.shard.name):
-        await session.execute("SELECT shardmig.maintenance($1, $2, $3)", [mode, reason, session.shard.name])
+        await session.transact([call], local={"shardmig.os_user": os_user()})
 
 
 @contextmanager

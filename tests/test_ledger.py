@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from moving import FLAG, REVISION, VERSIONS, blocked, moving, plan_of, same_table
+from psycopg.conninfo import make_conninfo
 
 from shardmig import ledger, switching
 from shardmig.config import SessionSettings, Shard
-from shardmig.errors import Fenced, SwitchRefused, WrongShard
+from shardmig.errors import Fenced, PreflightFailed, SwitchRefused, WrongShard
 from shardmig.plan import Plan, Switch
 from shardmig.session import open_session
 from shardmig.states import EDGES, Edge, Guard, State
@@ -239,6 +240,16 @@ async def test_many_schema_shards_of_one_database_install_at_once(
     assert sorted(names) == [name for (name,) in psql.execute("SELECT shard FROM shardmig.shard ORDER BY 1")]
     with pytest.raises(psycopg.errors.DatabaseError, match="name one of the shards"):
         psql.execute("SELECT shardmig.maintenance('offline', 'which?')")
+
+
+async def test_a_role_that_the_ledger_does_not_belong_to_is_told_whose_it_is(shard: Shard) -> None:
+    await begun(shard, has_move=True)
+    url = make_conninfo(shard.url.get_secret_value(), user="shop_migrator")
+    other = Shard.model_validate({"name": shard.name, "url": url})
+
+    async with open_session(other, SessionSettings(), pg_versions=VERSIONS, purpose="read") as session:
+        with pytest.raises(PreflightFailed, match=r"role shop_migrator is not the one .* set session\.owner"):
+            await ledger.read(session)
 
 
 async def test_another_shards_database_is_refused_before_anything_is_written(shard: Shard) -> None:

@@ -14,7 +14,7 @@ from shardmig.config import Config
 from shardmig.errors import PlanChanged
 from shardmig.events import FlagSwitched, StepDone
 from shardmig.fleet import Fleet
-from shardmig.ledger import FlagRow, MigrationRow, Records, StepRow
+from shardmig.ledger import FlagRow, MigrationRow, Records, StepRow, os_user
 from shardmig.lint import History
 from shardmig.outcomes import Outcome
 from shardmig.plan import AcceptedPlan, Move, Plan, Statement, Switch, step_sha256
@@ -416,6 +416,8 @@ async def test_a_shard_in_maintenance_is_left_alone_and_one_that_must_be_is_aske
     await applied(fleet(SHOP, offline))
     await made.maintain("off")
     assert [(0, None)] == connect(shard).execute("SELECT maintenance, reason FROM shardmig.shard").fetchall()
+    who = connect(shard).execute("SELECT DISTINCT os_user FROM shardmig.log WHERE action = 'maintenance'").fetchall()
+    assert [(os_user(),)] == who
 
 
 async def test_a_plan_that_wants_maintenance_is_refused_without_it(fleet: Callable[..., Fleet]) -> None:
