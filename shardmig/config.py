@@ -29,7 +29,8 @@ _FILES = ("shardmig.toml", "pyproject.toml")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An application that makes a Shard with a wrong keyword would read its url, password and all, in the error.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def _expand(value: object) -> object:
@@ -60,7 +61,7 @@ class Shard(_Section):
         tags: free labels for choosing targets.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     name: Annotated[str, AfterValidator(_shard_name)]
     url: Annotated[SecretStr, BeforeValidator(_expand)]

@@ -4,6 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import ValidationError
 
 from shardmig.config import Shard, load
 from shardmig.errors import ConfigError
@@ -135,6 +136,13 @@ def test_neither_address_nor_text_of_a_shard_shows_its_password(url: str, addres
     assert address == shard.address
     assert "s3" not in repr(shard)
     assert "s3" not in str(shard.model_dump())
+
+
+def test_a_shard_made_with_a_wrong_keyword_shows_no_password() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Shard(name="eu1", uri="postgresql://me:s3cret@db/shop")  # type: ignore[call-arg]
+
+    assert "s3cret" not in str(caught.value)
 
 
 def test_an_unknown_shard_is_answered_with_the_known_ones(write: Callable[..., Path]) -> None:
