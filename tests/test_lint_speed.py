@@ -1,30 +1,81 @@
-"""A thousand statements in a fifth of a second: a linter that is slow is switched off."""
+"""A linter that is slow is switched off: its work is counted here; benchmarks/lint.py measures what it takes."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
+from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from shardmig import planfile, sqltree
+from shardmig.config import Lint
 from shardmig.lint import judge
+from shardmig.lint.project import lint_directory
+from shardmig.rendering import Renderer
+from shardmig.scripts import load_scripts
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ADD = "ALTER TABLE t{0} ADD COLUMN n{0} int NOT NULL DEFAULT 0, ADD COLUMN m text"
 CREATE = "CREATE TABLE x{0} (id bigint PRIMARY KEY, a text NOT NULL, b numeric(10, 2) CHECK (b > 0), c timestamptz)"
 INDEX = "CREATE INDEX CONCURRENTLY ix{0} ON t (lower(b), a DESC) WHERE c IS NOT NULL"
+SCRIPT = """from alembic import op
+import sqlalchemy as sa
+
+revision = "{0}"
+down_revision = {1!r}
 
 
-def _round(number: int) -> float:
-    statements = [form.format(f"{number}_{n}") for n in range(334) for form in (ADD, CREATE, INDEX)][:1000]
-    before = time.process_time()
-    for sql in statements:
-        judge(sql)
-    return time.process_time() - before
+def upgrade() -> None:
+    op.add_column("t", sa.Column("c{0}", sa.Integer))
+"""
 
 
-def test_a_thousand_statements_take_a_fifth_of_a_second() -> None:
-    judge("SELECT 1")
+@pytest.mark.parametrize(("form", "most"), [(ADD, 900), (CREATE, 1700), (INDEX, 700)])
+def test_a_statement_costs_few_calls(form: Any, most: Any) -> None:
+    """A call and its return count as two; twice as many as today would be noticed in a history of 200 revisions."""
+    judge(form.format("warm"))
+    calls = 0
 
-    assert min(_round(number) for number in range(8)) < 0.2
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        judge(form.format("cold"))
+    finally:
+        sys.setprofile(None)
+
+    assert 0 < calls < most
+
+
+def test_a_statement_is_parsed_once_and_scanned_only_where_the_tree_is_blind(monkeypatch: Any) -> None:
+    binding = sqltree._binding()
+    done = []
+    monkeypatch.setattr(binding, "parse", lambda sql, real=binding.parse: done.append("parse") or real(sql))
+    monkeypatch.setattr(binding, "scan", lambda sql, real=binding.scan: done.append("scan") or real(sql))
+    for form in (ADD, CREATE, INDEX):
+        judge(form.format("once"))
+        judge(form.format("once"))
+    judge("ALTER TABLE t ADD COLUMN n text DEFAULT E'a\\\\b'")
+
+    assert done == ["parse", "parse", "parse", "parse", "scan"]
+
+
+def test_plans_that_are_in_date_are_not_rendered_again(tmp_path: Path, monkeypatch: Any) -> None:
+    for number in range(5):
+        before = f"{number - 1}" if number else None
+        (tmp_path / f"{number}.py").write_text(SCRIPT.format(number, before))
+    (tmp_path / "HEAD").write_text("4\n")
+    renderer = Renderer(scripts := load_scripts(tmp_path))
+    for script in scripts:
+        planfile.write(renderer.render(script), script.plan_path)
+    monkeypatch.setattr(Renderer, "render", lambda *_: pytest.fail("rendered"))
+
+    assert lint_directory(tmp_path, Lint()).exit_code == 0
 
 
 def test_the_linter_loads_neither_the_parser_nor_alembic_before_it_needs_them() -> None:
