@@ -8,7 +8,6 @@ and does not look at CHECKs, labels of enums, generated columns and exclusions a
 from __future__ import annotations
 
 import ast
-import difflib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,12 @@ from alembic.runtime.migration import MigrationContext
 from shardmig import explanations as tell
 from shardmig import typenames, wording
 from shardmig.drafting import Addition, Explained, Variant, parsed, without, written
+from shardmig.references import References, blocks_delete, referred
+from shardmig.successors import column_successors, table_successor
 from shardmig.typenames import Unwritable, enums_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy.sql.schema import Column
 
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Comparison"]
 
 _LEDGER = "shardmig"
-_KEEPS_DELETE = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
-_ALIKE = 0.5  # similarity of two names of the same type, above which one may follow the other
-_MUCH_ALIKE = 0.75  # … of different types
-_SHARED = 0.6  # part of a table's columns that its successor has too
 
 Key = tuple[str | None, str]
 
@@ -67,7 +64,7 @@ class Comparison:
         self._there = wording.relations(connection, self._schemas)
         self._worded: dict[Key, tuple[Wording, Wording]] = {}
         self._created: set[Key] = set()
-        self._cascading: set[Key] = set()
+        self._references = References(self._tables, self._there, self._created, self._key)
 
     def run(self) -> None:
         """Compare; fills `additions` and `explained`."""
@@ -217,82 +214,30 @@ class Comparison:
         except Unwritable as error:
             self.explained.append(tell.other(f"{title} is left out", str(error)))
             return
-        lost, kept = self._foreign_keys(key, table)
+        lost, kept = self._references.sorted_out(key, table)
         lost_columns = [columns for columns, _ in lost]
         full = without(source, lambda part: _is_foreign_key(part, lost_columns))
         plain = without(source, lambda part: _is_foreign_key(part, None))
         told = tuple(explained for _, explained in lost)
         variants = [Variant(full, told)]
         if kept:
-            more = [
-                tell.lost_key(_dotted(key), ", ".join(fk.column_keys), _target(fk), _DELETE_FAILS.format(_target(fk)))
-                for fk in kept
-            ]
+            more = [blocks_delete(_dotted(key), fk) for fk in kept]
             variants.append(Variant(plain, (*told, *more)))
         needs = self._schema_of(key) + tuple(
             f"table {_dotted(target)}"
             for fk in kept
-            if (target := self._key(*_referred(fk))) in self._created and target != key
+            if (target := self._key(*referred(fk))) in self._created and target != key
         )
         self.additions.append(Addition(title, tuple(variants), needs=needs))
         self._created.add(key)
 
-    def _foreign_keys(
-        self, key: Key, table: sa.Table
-    ) -> tuple[list[tuple[list[str], Explained]], list[sa.ForeignKeyConstraint]]:
-        """Tell the foreign keys that a new table cannot have from those it can."""
-        lost, kept = [], []
-        for fk in sorted(table.foreign_key_constraints, key=lambda fk: list(fk.column_keys)):
-            why = self._harm(key, fk)
-            if why is None:
-                kept.append(fk)
-            else:
-                columns = [column.name for column in fk.columns]
-                lost.append((columns, tell.lost_key(_dotted(key), ", ".join(columns), _target(fk), why)))
-        return lost, kept
-
-    def _harm(self, key: Key, fk: sa.ForeignKeyConstraint) -> str | None:
-        """Say why a new table cannot have a foreign key; None when it can."""
-        target = self._key(*_referred(fk))
-        action = (fk.ondelete or "").upper()
-        if target != key and target not in self._created and target not in self._there:
-            return _NOT_THERE.format(_target(fk))
-        if fk.use_alter and target != key:
-            return _NOT_THERE.format(_target(fk))
-        if target in self._tables and not _is_unique(self._tables[target], fk):
-            return _NOT_UNIQUE.format(_target(fk))
-        in_use = target in self._there or (target in self._cascading and target != key)
-        if in_use and action not in _KEEPS_DELETE:
-            return _DELETE_FAILS.format(_target(fk))
-        if in_use and action == "SET NULL" and not all(column.nullable for column in fk.columns):
-            return _DELETE_FAILS.format(_target(fk))
-        if in_use:
-            self._cascading.add(key)
-        return None
-
     def _gone_tables(self, found: list[ops.MigrateOperation], created: list[ops.CreateTableOp]) -> None:
+        keys = [self._key(create.schema, create.table_name) for create in created]
+        tables = {_dotted(key): self._tables[key] for key in keys}
         for drop in (op for op in found if isinstance(op, ops.DropTableOp)):
             key = self._key(drop.schema, drop.table_name)
             old = wording.existing(self._connection, self._there[key].oid)
-            self.explained.append(tell.gone_table(_dotted(key), self._table_successor(old, created)))
-
-    def _table_successor(
-        self, old: Wording, created: list[ops.CreateTableOp]
-    ) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
-        """Find a new table that has the key and most of the columns of one that is gone."""
-        best: tuple[float, Key] | None = None
-        for create in created:
-            key = self._key(create.schema, create.table_name)
-            names = {column.name for column in self._tables[key].columns}
-            keys = tuple(column.name for column in self._tables[key].primary_key.columns)
-            share = len(names & set(old.columns)) / max(len(old.columns), 1)
-            if keys and keys == old.primary_key and share >= _SHARED and (best is None or share > best[0]):
-                best = share, key
-        if best is None:
-            return None
-        table = self._tables[best[1]]
-        columns = [c.name for c in table.columns if c.name in old.columns and c.name not in old.primary_key]
-        return (_dotted(best[1]), old.primary_key, tuple(columns)) if columns else None
+            self.explained.append(tell.gone_table(_dotted(key), table_successor(old, tables)))
 
     # ----------------------------------------------------------------------------------------------------------------
     # What changed in tables that are there
@@ -311,7 +256,8 @@ class Comparison:
         fresh = wording.of_model(self._connection, self._tables[key], names).columns if added else {}
         for column in added:
             self._add_column(key, column, fresh.get(column.column.name))
-        successors = self._successors(key, change, fresh)
+        gone = [op.column_name for op in change.ops if isinstance(op, ops.DropColumnOp)]
+        successors = column_successors(gone, self._words(key)[0].columns, fresh)
         for op in change.ops:
             if isinstance(op, ops.DropColumnOp):
                 self._gone_column(key, op.column_name, successors.get(op.column_name))
@@ -407,26 +353,6 @@ class Comparison:
         mandatory = old.not_null and old.default is None and not old.identity and old.computed is None
         self.explained.append(tell.gone_column(_dotted(key), name, mandatory=mandatory, successor=successor))
 
-    def _successors(
-        self, key: Key, change: ops.ModifyTableOps, fresh: Mapping[str, wording.Column]
-    ) -> dict[str, tuple[str, str, str]]:
-        """Guess which new column takes the place of which that is gone: by type, then by name."""
-        there = self._words(key)[0]
-        found: dict[str, tuple[str, str, str]] = {}
-        for gone in (op.column_name for op in change.ops if isinstance(op, ops.DropColumnOp)):
-            old = there.columns[gone].type
-            free = {name: facts for name, facts in fresh.items() if name not in {taken for taken, *_ in found.values()}}
-            same = [name for name, facts in free.items() if facts.type == old]
-            best = max(same or free, key=lambda name: _similarity(name, gone), default=None)
-            if best is None:
-                continue
-            wanted = 0.0 if len(same) == 1 else _ALIKE if same else _MUCH_ALIKE
-            if _similarity(best, gone) >= wanted:
-                kind = fresh[best].type
-                casts = ("", "") if kind == old else (f"::{kind}", f"::{old}")
-                found[gone] = best, f"{gone}{casts[0]}", f"{best}{casts[1]}"
-        return found
-
     def _compare_rules(self, key: Key, table: sa.Table) -> None:
         """Compare what Alembic does not: CHECKs, exclusions, generated columns, primary keys."""
         there, model = self._words(key)
@@ -480,25 +406,6 @@ def _constraint(table: str, op: ops.MigrateOperation) -> Explained:
             return tell.other(f"{type(op).__name__} on {table}", "This difference has no addition that closes it.")
 
 
-def _referred(fk: sa.ForeignKeyConstraint) -> Key:
-    """Return schema and table that a foreign key names; the table itself may be missing."""
-    parts = fk.elements[0].target_fullname.split(".")[:-1]
-    return (parts[-2] if len(parts) > 1 else None, parts[-1])
-
-
-def _is_unique(target: sa.Table, fk: sa.ForeignKeyConstraint) -> bool:
-    """Whether the columns that a foreign key names are a key of their table when it is created."""
-    named = {element.target_fullname.rpartition(".")[2] for element in fk.elements}
-    keys = [one for one in target.constraints if isinstance(one, sa.UniqueConstraint | sa.PrimaryKeyConstraint)]
-    return any({column.name for column in key.columns} == named for key in keys)
-
-
-def _target(fk: sa.ForeignKeyConstraint) -> str:
-    schema, table = _referred(fk)
-    columns = ", ".join(element.target_fullname.rpartition(".")[2] for element in fk.elements)
-    return f"{_dotted((schema, table))} ({columns})"
-
-
 def _dotted(key: Key) -> str:
     return ".".join(part for part in key if part)
 
@@ -514,10 +421,6 @@ def _quote(name: str) -> str:
 def _execute(sql: str) -> str:
     text = " ".join(sql.split("\n")).strip()
     return written(parsed(f"op.execute({text!r})"))
-
-
-def _similarity(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def _default_text(column: sa.Column[Any]) -> str:
@@ -551,19 +454,6 @@ def _is_generated(part: ast.AST) -> bool:
             return True
     return _is_nullable(part)
 
-
-_NOT_THERE = (
-    "{0} is not there yet when the table is created (a circle of references, or a table that is left out), and "
-    "adding the key later would scan and lock. The application keeps the rule."
-)
-_NOT_UNIQUE = (
-    "PostgreSQL refuses it: no primary key or unique constraint of the models covers {0}. Say unique=True there, and a "
-    "new table is created with the key; or let the application keep the rule."
-)
-_DELETE_FAILS = (
-    'DELETE on {0} by running releases would fail as soon as a row here points there. Say ondelete="CASCADE" in the '
-    'model, or "SET NULL" on a nullable column, and the table is created with it; or let the application keep the rule.'
-)
 
 _ENUMS = """
 SELECT n.nspname, t.typname, e.enumlabel
