@@ -322,6 +322,10 @@ DECLARE
     facts text;
     missing text;
 BEGIN
+    IF coalesce(current_setting('shardmig.relation', true), '') = '' THEN
+        RAISE EXCEPTION USING ERRCODE = '{NOT_ADDITIVE}',
+            MESSAGE = 'the relation that the plan names was not found, so nothing is proved of what was changed';
+    END IF;
     EXECUTE 'EXECUTE shardmig_facts' INTO facts;
     SELECT string_agg(
         CASE WHEN a.value IS NULL THEN b.key || ' is gone'

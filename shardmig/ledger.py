@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import errors as pg
 
-from shardmig.errors import Fenced, PreflightFailed, ShardError, SwitchRefused, WrongShard
+from shardmig.errors import Fenced, LockNotObtained, PreflightFailed, ShardError, SwitchRefused, WrongShard
 from shardmig.plan import step_sha256
 from shardmig.session import Query
 from shardmig.states import EDGES, State
@@ -47,6 +47,7 @@ __all__ = [
     "holder_name",
     "in_turn",
     "install",
+    "is_held",
     "last_states",
     "os_user",
     "read",
@@ -625,8 +626,20 @@ def finish_migration(shard: str, revision: str) -> Query:
 async def set_maintenance(session: Session, mode: str, reason: str | None) -> None:
     """Set maintenance "off", "read-only" or "offline"; the caller drains before relying on it."""
     call = Query("SELECT shardmig.maintenance($1, $2, $3)", (mode, reason, session.shard.name))
-    with translated(session.shard.name):
-        await session.transact([call], local={"shardmig.os_user": os_user()})
+    try:
+        with translated(session.shard.name):
+            await session.transact([call], local={"shardmig.os_user": os_user()})
+    except pg.LockNotAvailable as error:
+        raise is_held(error, session.shard.name) from error
+
+
+def is_held(error: pg.LockNotAvailable, shard: str) -> LockNotObtained:
+    """Say that rows of the ledger are locked: statements of plans wait for locks by themselves."""
+    return LockNotObtained(
+        f"somebody holds rows of the ledger in a transaction that is not committed ({error.diag.message_primary}); "
+        "end it, and try again",
+        shard=shard,
+    )
 
 
 @contextmanager

@@ -274,8 +274,12 @@ CREATE TRIGGER on_flag_write BEFORE INSERT OR UPDATE OR DELETE ON shardmig.flag
 
 CREATE FUNCTION shardmig.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION '% on shardmig.% is not allowed: the log is append-only', TG_OP, TG_TABLE_NAME USING ERRCODE = 'SM002';
+    RAISE EXCEPTION '% on shardmig.% is not allowed: what it says is never taken back', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'SM002';
 END $$;
+
+CREATE TRIGGER never_emptied BEFORE TRUNCATE ON shardmig.flag
+    FOR EACH STATEMENT EXECUTE FUNCTION shardmig.refuse();
 
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON shardmig.log
     FOR EACH STATEMENT EXECUTE FUNCTION shardmig.refuse();

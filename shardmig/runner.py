@@ -200,6 +200,8 @@ class Run:
         except DrainTimeout:
             if not self.stop.is_set():
                 raise
+        except pg.LockNotAvailable as error:
+            raise ledger.is_held(error, self.session.shard.name) from error
         finally:
             await self._end()
 
@@ -223,6 +225,8 @@ class Run:
         for attempts_left in (2, 1, 0):
             try:
                 self._turn, results = await Turn.take_and(self.session, [*beginning, flags])
+            except pg.LockNotAvailable as error:
+                raise ledger.is_held(error, self.session.shard.name) from error
             except (InDoubt, pg.OperationalError) as error:
                 lost = isinstance(error, InDoubt) or is_connection_lost(error)
                 if not lost or not attempts_left:
@@ -426,6 +430,12 @@ class Run:
         row = await switching.read_flag(self.session, plan.flag)
         if row.new_valid if forward else row.old_valid:
             return
+        if not forward and not plan.moves:
+            raise PreflightFailed(
+                f"{plan.flag} cannot go back from DONE: writers have left old alone, and its script has no move that "
+                "could fill it; it may stay LIVE for ever",
+                shard=self._turn.shard,
+            )
         row = await switching.drain(self._turn, row, stop=self.stop, listener=self.listener)
         for number, move in plan.moves:
             await self._move(plan, number, move, forward=forward)

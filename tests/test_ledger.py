@@ -118,6 +118,7 @@ async def test_a_bit_is_only_earned_in_the_state_that_can_earn_it(shard: Shard, 
 
 FORGERIES = (
     "DELETE FROM shardmig.flag",
+    "TRUNCATE shardmig.flag",
     "UPDATE shardmig.flag SET flag = 'y'",
     "UPDATE shardmig.flag SET has_move = false",
     "UPDATE shardmig.flag SET epoch = epoch + 1",

@@ -472,6 +472,23 @@ async def test_protocol_dual_walks_through_dual_though_nothing_is_moved(fleet: C
 
     flips = [(e.before, e.after) for e in seen if isinstance(e, FlagSwitched) and e.flag == "version"]
     assert [(State.OLD, State.DUAL), (State.DUAL, State.LIVE)] == flips
+    for state, flag in ((State.DONE, "DONE"), (State.DUAL, "LIVE")):
+        [report] = await made.switch("version", state)
+        assert flag == (await made.status())[0].records.state("version").name  # type: ignore[union-attr]
+    assert "cannot go back from DONE" in report.reason
+
+
+async def test_an_operator_in_an_open_transaction_parks_the_shard(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP))
+    operator = connect(shard, autocommit=False)
+    operator.execute("SELECT shardmig.maintenance('read-only', 'thinking')")
+
+    for [report] in (await fleet(SHOP, SPLIT).apply(), await fleet(SHOP).maintain("offline")):
+        assert (Outcome.PARKED, True) == (report.outcome, "rows of the ledger" in report.reason)
+    operator.rollback()
+    await applied(fleet(SHOP, SPLIT))
 
 
 async def test_done_is_refused_while_an_old_column_is_mandatory(
