@@ -127,6 +127,14 @@ async def test_what_the_proof_refuses_is_rolled_back(shop: Shard) -> None:
         assert ["id", "name"] == await columns(session)
 
 
+async def test_what_cannot_be_proved_is_rolled_back(shop: Shard) -> None:
+    async with at(shop) as session:
+        with pytest.raises(ProofFailed, match="was not found"):
+            await under_lock(session, "misread", [Query("ALTER TABLE customer DROP COLUMN name")])
+
+        assert ["id", "name"] == await columns(session)
+
+
 async def test_a_change_by_somebody_else_while_we_queued_is_not_blamed_on_us(shop: Shard, connect: Connect) -> None:
     watch = connect(shop)
     async with at(shop, lock_timeout_ms=[5000], old_holder_ms=60_000) as session:
