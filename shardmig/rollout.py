@@ -136,10 +136,5 @@ class Budget:
     def note_canary(self, report: ShardReport) -> None:
         """Halt unless the canary is done: what it did not survive, or has not reached, no other shard shall try."""
         if report.outcome is not Outcome.DONE:
-            self.halted = f"the canary {report.shard} is {_state_of(report)}"
-
-
-def _state_of(report: ShardReport) -> str:
-    return {Outcome.FAILED: "not well: it failed", Outcome.INTERRUPTED: "not finished"}.get(
-        report.outcome, report.outcome.value
-    )
+            verb = {Outcome.FAILED: "failed", Outcome.INTERRUPTED: "was interrupted"}
+            self.halted = f"the canary {report.shard} {verb.get(report.outcome, f'is {report.outcome.value}')}"

@@ -1,0 +1,130 @@
+"""What an operator of a fleet types: waves need a yes, events go to a file, two shards are compared."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Project
+
+
+def test_several_waves_without_a_terminal_need_a_yes(project: Project) -> None:
+    refused = project.run("apply", "--all", code=2, env={"SHARDMIG_YES": "0"})
+
+    assert re.search(r"canary \(eu1\); wave 1 \(eu2\); wave 2 \(us1, us2\)", refused.err)
+    assert "--yes" in refused.err
+    assert [(None,)] == project.query("eu1", "SELECT to_regnamespace('shardmig')")
+    project.run("apply", "0001_shop", "--shard", "eu1", "--shard", "us1", env={"SHARDMIG_YES": "0"})
+
+
+def test_failed_means_the_shards_that_are_not_done_and_events_are_lines_of_json(
+    project: Project, tmp_path: Path
+) -> None:
+    log = tmp_path / "events.jsonl"
+    project.run("apply", "0001_shop", "--all")
+    project.run("apply", "--shard", "eu1", "--shard", "eu2")
+
+    project.run("apply", "--all", "--failed", "--log-json", str(log))
+
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"us1", "us2"} == {event["shard"] for event in events}
+    assert {"done"} == {event["outcome"] for event in events if event["event"] == "OutcomeReached"}
+    assert all(event["seconds"] >= 0 and event["revision"] for event in events if event["event"] == "StepDone")
+    assert ["OLD", "DUAL"] == [
+        event["before"]
+        for event in events
+        if event["event"] == "FlagSwitched" and (event["shard"], event["flag"]) == ("us1", "split_name")
+    ]
+
+
+def test_parts_of_the_fleet_make_the_whole_and_status_counts_outcomes(project: Project) -> None:
+    project.run("apply", "0001_shop", "--all")
+    for part in ("1/3", "2/3", "3/3"):
+        project.run("apply", "--all", "--expect", "4", "--partition", part)
+
+    assert "4 of 4 shards are there" in project.run("status", "--exit-code", "--watch").out
+
+    project.run("maintenance", "on", "--shard", "us1", "--reason", "disk")
+    assert "3 of 4 shards are there (1 in maintenance)" in project.run("status").out
+
+
+def test_two_shards_are_the_same_until_one_is_switched(project: Project) -> None:
+    project.run("apply", "--all")
+    assert "are the same" in project.run("gate", "--same", "eu1", "us1").out
+
+    project.run("switch", "split_name", "DUAL", "--shard", "us1")
+
+    differ = project.run("gate", "--same", "eu1", "us1", code=1)
+    assert "flag split_name: eu1 LIVE, us1 DUAL" in differ.out
+
+
+def test_a_gate_of_the_configuration_takes_the_canary_back_and_halts(project: Project) -> None:
+    project.seed()
+    project.write_toml("[rollout]\ngate = \"sh -c 'echo smoke on {shard}; exit 1'\"\n")
+
+    halted = project.run("apply", "--all", code=1)
+
+    assert re.search(r"eu1 +failed .*smoke on eu1; order_address is DUAL again; split_name is DUAL again", halted.out)
+    assert "0 of 4 shards done (3 pending, 1 failed)" in halted.out
+    assert {"shop": 2, "split_name": 1, "order_address": 1} == project.flags("eu1")
+    assert {"shop": 2} == project.flags("us1")
+    project.write_toml("[rollout]\ngate = 'true'\n")
+    project.run("apply", "--all")
+
+
+def test_a_new_shard_is_provisioned_and_a_renamed_one_keeps_its_past(project: Project) -> None:
+    new = project.shards.pop("us2")
+    project.write_toml()
+    project.run("apply", "--all")
+    project.shards["us2"] = new
+    project.write_toml()
+
+    project.run("provision", "us2")
+
+    project.run("status", "--exit-code")
+    project.run("provision", "us2", code=1)
+    project.shards["us9"] = project.shards.pop("us2").model_copy(update={"name": "us9"})
+    project.write_toml()
+    assert "wrong shard" in project.run("status", "--shard", "us9").out
+    project.run("shard", "rename", "us9", "--was", "us2", "--reason", "moved house")
+    project.run("status", "--exit-code")
+    assert re.search("rename +us2 → us9.*moved house", project.run("history", "--shard", "us9").out)
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_a_frozen_step_is_amended_where_the_data_breaks_it(
+    project: Project,
+    sure: bool,  # noqa: FBT001 - two cases of one story
+) -> None:
+    """The script is corrected, reviewed and committed as any other; only the shard that needs it takes it."""
+    project.run("apply", "0001_shop", "--all")
+    project.query("us1", "INSERT INTO customer (full_name, email) VALUES ('Plato', 'p@example.com')")
+    path = project.migrations / "0002_split_name.py"
+    text = path.read_text()
+    naive = text.replace(
+        "forward={", 'forward={\n            "first_name": "(1 / (position(\' \' in full_name)))::text",'
+    )
+    naive = re.sub(r'\n\s*"first_name": "split_part[^\n]*', "", naive, count=1)
+    path.write_text(naive)
+    project.run("plan", "0002_split_name")
+    failed = project.run("apply", "--all", code=1)
+    assert re.search("us1 +failed.*division by zero", failed.out)
+    [(begun,)] = project.query("us1", "SELECT sha256 FROM shardmig.migration WHERE revision = '0002_split_name'")
+
+    path.write_text(text if not sure else text.replace("from alembic", f'amends = ("{begun}",)\nfrom alembic'))
+    project.run("plan", "0002_split_name")
+    amended = project.run("amend", "0002_split_name", "--shard", "us1", "--reason", "one word", code=0 if sure else 1)
+
+    if not sure:
+        assert f'amends = ("{begun}",)' in amended.out
+        return
+    project.run("apply", "--all")
+    project.run("status", "--exit-code")
+    assert [("one word",)] == project.query("us1", "SELECT reason FROM shardmig.amendment")
+    assert "one word" in project.run("history", "--shard", "us1").out
