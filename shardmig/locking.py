@@ -143,11 +143,12 @@ async def under_lock(
     queries: Sequence[Query],
     *,
     mode: Mode = "ACCESS EXCLUSIVE",
+    further: Sequence[str] = (),
     proof: bool = True,
     on_wait: Callable[[Waiting], None] | None = None,
 ) -> list[Result]:
     """
-    Run statements that lock one existing relation, in one transaction and one flight.
+    Run statements that lock an existing relation, in one transaction and one flight.
 
     A try that does not get the lock leaves nothing behind and is repeated whole, until `lock_wait_s` is over.
 
@@ -156,6 +157,7 @@ async def under_lock(
         relation: the existing relation, as the plan names it.
         queries: the fence first, then the change and its record; nothing that must not be repeated.
         mode: the lock that the statements need, see `mode_of`.
+        further: more relations that they lock likewise: all that the foreign keys of a new table point to.
         proof: whether the facts of the relation must be the same before and after.
         on_wait: told at once and then each second who is in the way.
 
@@ -181,30 +183,30 @@ async def under_lock(
             case Try():
                 if decision.past_autovacuum:
                     tell.autovacuum(decision, held, clock())
-                results = await _try(session, relation, queries, decision, mode=mode, proof=proof)
+                results = await _try(session, (relation, *further), queries, decision, mode=mode, proof=proof)
                 if isinstance(results, list):
                     return results
                 if results == "missed":
                     ladder.tries += 1
                     await asyncio.sleep(random.uniform(*_PAUSE_S))  # noqa: S311 - jitter
-        held = await holders(session, relation, mode=mode)
+        held = await holders(session, relation, *further, mode=mode)
         if clock() > deadline_s:
-            raise _not_obtained(session, relation, held, ladder)
+            raise _not_obtained(session, ", ".join((relation, *further)), held, ladder)
         decision = ladder.decide(held, clock())
 
 
-async def holders(session: Session, relation: str, *, mode: Mode = "ACCESS EXCLUSIVE") -> list[Held]:
-    """Return the transactions of others that hold a relation or one of its children in a conflicting mode."""
+async def holders(session: Session, *relations: str, mode: Mode = "ACCESS EXCLUSIVE") -> list[Held]:
+    """Return the transactions of others that hold relations or their children in a conflicting mode."""
     may_hurry = _MAY_HURRY if session.server_version >= _PARAMETER_PRIVILEGES_SINCE else _IS_SUPERUSER
     return await session.observe(
         Held,
         _HOLDERS.replace("{may_hurry}", may_hurry),
-        (qualified(relation), session.shard.schema_name, _CONFLICTS[mode]),
+        (list(map(qualified, relations)), session.shard.schema_name, _CONFLICTS[mode]),
     )
 
 
 async def _try(
-    session: Session, relation: str, queries: Sequence[Query], attempt: Try, *, mode: Mode, proof: bool
+    session: Session, relations: Sequence[str], queries: Sequence[Query], attempt: Try, *, mode: Mode, proof: bool
 ) -> list[Result] | Literal["missed", "held"]:
     """Make one real try, unless the look at its beginning finds the table held by an old transaction."""
     remember, compare = proof_in_flight(session) if proof else (None, None)
@@ -212,7 +214,7 @@ async def _try(
         Query(
             _ADDRESS,
             (
-                qualified(relation),
+                list(map(qualified, relations)),
                 session.shard.schema_name,
                 _CONFLICTS[mode],
                 session.settings.old_holder_ms,
@@ -297,16 +299,18 @@ _IS_SUPERUSER = "(SELECT rolsuper FROM pg_roles WHERE rolname = session_user)"
 
 # The login role asks, and may have no rights on the schema: to_regclass would then find nothing, and without the
 # relation there would be neither a look nor a proof.
-_OID = """
-SELECT c.oid FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace, parse_ident($1) AS written
+_OIDS = """
+SELECT c.oid, given.place
+FROM unnest($1::text[]) WITH ORDINALITY AS given (name, place), parse_ident(given.name) AS written,
+     pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relname = written[cardinality(written)]
   AND n.nspname = CASE cardinality(written) WHEN 1 THEN $2::text ELSE written[1] END
 """
 
-# Who holds the relation in a conflicting mode. ALTER TABLE on a parent locks every child as strongly as the parent.
+# Who holds the relations in a conflicting mode. ALTER TABLE on a parent locks every child as strongly as the parent.
 _HELD = """
 WITH RECURSIVE tree (oid) AS (
-    SELECT {relation}
+    {relations}
     UNION
     SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON tree.oid = i.inhparent
 ), held AS (
@@ -329,7 +333,7 @@ WITH RECURSIVE tree (oid) AS (
 )"""
 
 _HOLDERS = (
-    _HELD.replace("{relation}", f"({_OID})").replace("{weaker}", "$3::text[]")
+    _HELD.replace("{relations}", f"SELECT oid FROM ({_OIDS}) AS named").replace("{weaker}", "$3::text[]")
     + """
 SELECT transaction,
        pid,
@@ -346,12 +350,15 @@ ORDER BY age DESC NULLS LAST
 """
 )
 
-# An anonymous block takes no parameters: its arguments travel as settings of the transaction.
+# An anonymous block takes no parameters: its arguments travel as settings of the transaction. The look is at every
+# relation, the proof at the first.
 _ADDRESS = f"""
-SELECT set_config('shardmig.relation', coalesce(({_OID})::text, ''), true),
+SELECT set_config('shardmig.relation', coalesce(oids[1]::text, ''), true),
+       set_config('shardmig.relations', coalesce(oids::text, ''), true),
        set_config('shardmig.weaker', $3::text[]::text, true),
        set_config('shardmig.old_holder_ms', $4::int::text, true),
        set_config('shardmig.past_autovacuum', $5::boolean::text, true)
+FROM (SELECT array_agg(oid ORDER BY place) AS oids FROM ({_OIDS}) AS named) AS found
 """
 
 _LOOK = f"""
@@ -359,7 +366,7 @@ DO $look$
 BEGIN
     IF EXISTS (
         {
-    _HELD.replace("{relation}", "nullif(current_setting('shardmig.relation'), '')::oid").replace(
+    _HELD.replace("{relations}", "SELECT unnest(nullif(current_setting('shardmig.relations'), '')::oid[])").replace(
         "{weaker}", "current_setting('shardmig.weaker')::text[]"
     )
 }

@@ -181,19 +181,21 @@ class AcceptedPlan:
     Attributes:
         plan: the plan.
         locks: step number → the existing relation that the statement locks (as written, "schema.table" or "table");
-            statements that lock no existing relation are absent.
+            statements that lock no existing relation are absent. Of several, which only the foreign keys of a new
+            table lock, it is the first; `locked` returns all.
         creates: step number → the table that the statement creates, likewise as written.
         indexes: step number → the index that a non-transactional statement builds, unqualified.
         sha256: the plan's hash, computed once: a fleet compares it with every shard's ledger.
     """
 
-    __slots__ = ("creates", "indexes", "locks", "plan", "sha256")
+    __slots__ = ("_further", "creates", "indexes", "locks", "plan", "sha256")
 
     def __init__(
         self,
         plan: Plan,
         locks: dict[int, str],
         *,
+        further: dict[int, tuple[str, ...]] | None = None,
         creates: dict[int, str] | None = None,
         indexes: dict[int, str] | None = None,
         seal: object,
@@ -205,6 +207,11 @@ class AcceptedPlan:
         self.creates = creates or {}
         self.indexes = indexes or {}
         self.sha256 = plan.sha256
+        self._further = further or {}
+
+    def locked(self, number: int) -> tuple[str, ...]:
+        """Return every existing relation that a step locks, in the order in which it does."""
+        return (self.locks[number], *self._further.get(number, ())) if number in self.locks else ()
 
 
 _SEAL = object()

@@ -181,7 +181,8 @@ async def _ask(session: Session, plans: tuple[AcceptedPlan, ...]) -> _Findings:
 
 
 def _touched(accepted: AcceptedPlan) -> Iterator[str]:
-    yield from accepted.locks.values()
+    for number in accepted.locks:
+        yield from accepted.locked(number)
     for _, move in accepted.plan.moves:
         yield move.table
         if move.target is not None:
@@ -207,7 +208,7 @@ def _server_problems(session: Session, server: _Server) -> Iterator[str]:
 def _structure_problems(accepted: AcceptedPlan, findings: _Findings) -> Iterator[str]:
     if (accepted.creates or accepted.indexes) and not findings.server.may_create:
         yield "the owner may not create in the shard's schema; GRANT CREATE ON SCHEMA to it"
-    for number, name in accepted.locks.items():
+    for number, name in [(step, name) for step in accepted.locks for name in accepted.locked(step)]:
         step = accepted.plan.steps[number - 1]
         table = findings.tables.get(name)
         if table is None:

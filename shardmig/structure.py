@@ -68,6 +68,7 @@ async def execute_under_lock(
             accepted.locks[number],
             [*claim, *_recorded(turn, settings, accepted, number)],
             mode=locking.mode_of(_statement(accepted, number).sql),
+            further=accepted.locked(number)[1:],
             on_wait=listener,
         )
 

@@ -120,6 +120,18 @@ def test_warnings_do_not_keep_a_plan_from_being_accepted() -> None:
     assert accept(judged).plan is judged
 
 
+def test_a_new_table_locks_every_table_that_its_keys_point_to() -> None:
+    judged = plan(
+        statement(
+            "CREATE TABLE pair (id int PRIMARY KEY, up int REFERENCES pair, t_id int REFERENCES t ON DELETE CASCADE, "
+            "r_id int REFERENCES ref ON DELETE CASCADE, other int REFERENCES public.t ON DELETE CASCADE)"
+        )
+    )
+    accepted = accept(judged)
+
+    assert (accepted.locks, accepted.locked(1), accepted.locked(2)) == ({1: "t"}, ("t", "ref"), ())
+
+
 def test_what_a_plan_allows_with_a_reason_is_accepted_and_still_reported() -> None:
     judged = plan(statement("ALTER TABLE t ADD COLUMN n json"), allowed=("SM125 nobody selects distinct",))
 

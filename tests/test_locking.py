@@ -179,6 +179,28 @@ async def test_names_are_found_as_plans_write_them(shop: Shard, connect: Connect
 # Busy tables
 
 
+async def test_whoever_holds_any_of_several_tables_is_waited_for(shop: Shard) -> None:
+    """A new table with two foreign keys must not hold the first table while it queues for the second."""
+    said: list[Waiting] = []
+    pair = Query(
+        "CREATE TABLE pair (a int REFERENCES other ON DELETE CASCADE, b int REFERENCES customer ON DELETE CASCADE)"
+    )
+    async with at(shop) as session, await psycopg.AsyncConnection.connect(shop.url.get_secret_value()) as writer:
+        pid = writer.info.backend_pid
+        await session.transact([Query("CREATE TABLE other (id int PRIMARY KEY)")])
+        await writer.execute("UPDATE customer SET name = 'x' WHERE id = 1")
+        await asyncio.sleep(0.25)  # now it is an old transaction
+        applying = asyncio.create_task(
+            under_lock(session, "other", [pair], mode="SHARE ROW EXCLUSIVE", further=["customer"], on_wait=said.append)
+        )
+        await asyncio.sleep(0.5)
+        assert not applying.done()
+        await writer.rollback()
+        await asyncio.wait_for(applying, 10)
+
+    assert [pid] == [blocker.pid for blocker in said[0].blockers]
+
+
 async def test_writers_do_not_wait_while_a_reader_keeps_the_table(shop: Shard) -> None:
     """The reader would stop them for as long as it runs, if anybody queued for ACCESS EXCLUSIVE behind it."""
     said: list[Waiting] = []

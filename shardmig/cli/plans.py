@@ -48,4 +48,4 @@ def _step(step: Step) -> str:
 
 def lock_note(accepted: AcceptedPlan, number: int) -> str:
     """Say which relation a step locks."""
-    return f"   -- locks {accepted.locks[number]}" if number in accepted.locks else ""
+    return f"   -- locks {', '.join(accepted.locked(number))}" if number in accepted.locks else ""

@@ -91,12 +91,12 @@ def added_by(sql: str, home: str, before: Added) -> Added:
     return found
 
 
-def locked(sql: str, home: str, new: Mapping[str, object]) -> str | None:
+def locked(sql: str, home: str, new: Mapping[str, object]) -> tuple[str, ...]:
     """
-    Return the existing relation whose lock a structure statement waits for.
+    Return the existing relations whose locks a structure statement waits for, in the order of the text.
 
-    CREATE INDEX CONCURRENTLY is left out: it runs alone, without a short timeout. Of several tables referenced by a
-    new one the first counts.
+    Several are only what the foreign keys of a new table point to. CREATE INDEX CONCURRENTLY is left out: it runs
+    alone, without a short timeout.
 
     Args:
         sql: the statement.
@@ -114,10 +114,13 @@ def locked(sql: str, home: str, new: Mapping[str, object]) -> str | None:
                 return _commented(statement, home, new)
             case _:
                 candidates = []
+        existing: dict[str, str] = {}
         for relation in candidates:
-            if _relation(relation, home) not in new:
-                return _written(relation.get("schemaname", ""), relation.get("relname", ""))
-    return None
+            if (name := _relation(relation, home)) not in new:
+                existing.setdefault(name, _written(relation.get("schemaname", ""), relation.get("relname", "")))
+        if existing:
+            return tuple(existing.values())
+    return ()
 
 
 def _statements(sql: str) -> list[Node]:
@@ -139,13 +142,13 @@ def _written(schema: str, name: str) -> str:
     return f"{schema}.{name}" if schema else name
 
 
-def _commented(statement: Node, home: str, new: Mapping[str, object]) -> str | None:
+def _commented(statement: Node, home: str, new: Mapping[str, object]) -> tuple[str, ...]:
     names = statement.get("object", [])
     if statement.get("objtype") == "OBJECT_COLUMN":
         names = names[:-1]
     if not isinstance(names, list) or not names or _dotted(names, home) in new:
-        return None
-    return _written(names[-2] if len(names) > 1 else "", names[-1])
+        return ()
+    return (_written(names[-2] if len(names) > 1 else "", names[-1]),)
 
 
 def _table(found: Added, statement: Node, home: str, before: Added) -> None:

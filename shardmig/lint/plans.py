@@ -197,15 +197,16 @@ class History:
 
     def _sealed(self, plan: Plan) -> AcceptedPlan:
         locks: dict[int, str] = {}
+        further: dict[int, tuple[str, ...]] = {}
         creates: dict[int, str] = {}
         indexes: dict[int, str] = {}
         so_far = Added()
         for number, step in enumerate(plan.steps, 1):
             if not isinstance(step, Statement):
                 continue
-            relation = locked(step.sql, self.home, so_far.tables) if step.transactional else None
-            if relation is not None:
-                locks[number] = relation
+            relations = locked(step.sql, self.home, so_far.tables) if step.transactional else ()
+            if relations:
+                locks[number], further[number] = relations[0], relations[1:]
             for statement in _parsed(step.sql):
                 if statement.kind == "CreateStmt":
                     made = statement.get("relation")
@@ -214,7 +215,7 @@ class History:
                 elif statement.kind == "IndexStmt" and not step.transactional:
                     indexes[number] = statement.get("idxname")
             so_far.include(added_by(step.sql, self.home, so_far))
-        return AcceptedPlan(plan, locks, creates=creates, indexes=indexes, seal=_SEAL)
+        return AcceptedPlan(plan, locks, further=further, creates=creates, indexes=indexes, seal=_SEAL)
 
 
 def _parsed(sql: str) -> list[sqltree.Node]:
