@@ -40,7 +40,9 @@ def _expand(value: object) -> object:
     missing = [name for name in _VARIABLE.findall(value) if name not in os.environ]
     if missing:
         raise ValueError(f"environment variable {missing[0]} is not set")
-    return _VARIABLE.sub(lambda match: os.environ[match[1]], value)
+    expanded = _VARIABLE.sub(lambda match: os.environ[match[1]], value)
+    # SQLAlchemy's urls name their driver; libpq's do not.
+    return re.sub(r"\Apostgres(?:ql)?\+\w+://", "postgresql://", expanded)
 
 
 def _shard_name(value: str) -> str:

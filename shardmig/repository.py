@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardmig import sqltree
-from shardmig.errors import LintFailed
+from shardmig.errors import LintFailed, ScriptError
 from shardmig.lint import History, lint_script
+from shardmig.plan import Switch
 from shardmig.rendering import load_plans
 
 if TYPE_CHECKING:
@@ -46,12 +47,14 @@ def accepted_plans(config: Config) -> tuple[AcceptedPlan, ...]:
     Load and accept every plan, oldest first.
 
     Raises:
-        ScriptError, PlanError, StalePlan: files are not in order.
+        ScriptError, PlanError, StalePlan: files are not in order, or a script describes nothing yet.
         LintFailed: something is not known to be additive.
     """
     history = History(config.lint)
     accepted = []
     for loaded in loaded_plans(config):
+        if all(isinstance(step, Switch) for step in loaded.plan.steps) and loaded.plan.protocol == "auto":
+            raise ScriptError("nothing is described yet; fill upgrade() or move()", path=loaded.script.name)
         accepted.append(history.accept(loaded.plan))
         history.add(loaded.plan)
     return tuple(accepted)

@@ -162,6 +162,12 @@ def test_shards_may_come_from_the_application(write: Callable[..., Path], monkey
     assert ["s0", "s1", "s2"] == list(load(path).shards)
 
 
+def test_a_url_of_sqlalchemy_is_understood() -> None:
+    shard = Shard(name="eu1", url="postgresql+psycopg://me@db/shop")  # type: ignore[arg-type]
+
+    assert "postgresql://me@db/shop" == shard.url.get_secret_value()
+
+
 @pytest.mark.parametrize("name", ["nowhere:f", "os:nothing", "os"])
 def test_a_list_of_shards_that_cannot_be_had_is_an_error(write: Callable[..., Path], name: str) -> None:
     with pytest.raises(ConfigError, match="shards_from"):

@@ -42,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # "[rollout] gates" is a key, no markup
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 everything asked for is so; 1 it worked and something is not so; 2 it could not start; "
     "130 interrupted, resumable.",

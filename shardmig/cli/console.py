@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from shardmig.errors import LintFailed, ShardmigError
+from shardmig.errors import ShardmigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,8 +39,6 @@ def guarded(app: Callable[[], object]) -> NoReturn:
     signal.signal(signal.SIGINT, lambda *_: sys.exit(INTERRUPTED))  # verbs that can resume set their own
     try:
         app()
-    except LintFailed as error:
-        _show_violations(error)
     except ShardmigError as error:
         err.print(Text.assemble(("error: ", "bold red"), str(error)))
     except BrokenPipeError:  # `shardmig status | head`
@@ -50,12 +48,6 @@ def guarded(app: Callable[[], object]) -> NoReturn:
         err.print("interrupted; what was committed is recorded, the same command goes on from there")
         sys.exit(INTERRUPTED)
     sys.exit(2)
-
-
-def _show_violations(error: LintFailed) -> None:
-    err.print(Text.assemble(("error: ", "bold red"), str(error)))
-    for violation in error.violations:
-        err.print(Text(f"  {violation}"))
 
 
 def show_json(body: object) -> None:

@@ -276,7 +276,7 @@ def _lines(rows: Sequence[tuple[str, Outcome, str, str]]) -> None:
     middle = max((len(row[2]) for row in rows), default=0)
     for shard, outcome, detail, rest in rows:
         colour = _COLOURS.get(outcome, "red")
-        line = Text.assemble(f"{shard:<{name}}  ", (f"{outcome.value:<14}", colour), f"{detail:<{middle}}  {rest}")
+        line = Text.assemble(f"{shard:<{name}}  ", (f"{outcome.value:<16}", colour), f"{detail:<{middle}}  {rest}")
         line.rstrip()
         out.print(line)
 

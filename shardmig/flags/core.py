@@ -54,8 +54,8 @@ class Flag:
     # Compared by identity: a dictionary finds it without calling back into Python, in every read of every transaction.
 
     def __init__(self, name: str, *, at_least: State = State.OLD) -> None:
-        if not name:
-            raise ValueError("a flag needs the name its migration gave it")
+        if not name or any(character.isspace() for character in name):
+            raise ValueError(f"{name!r} names no flag; take the name its migration gave it, as in 'split_name'")
         self.name = name
         self.at_least = State(at_least)
 

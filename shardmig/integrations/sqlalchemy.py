@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from shardmig.errors import WrongTransaction
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import psycopg
+    from sqlalchemy.ext.asyncio import AsyncEngine  # at run time it wants greenlet, which sync applications lack
     from sqlalchemy.pool import PoolProxiedConnection
 
     from shardmig.flags.connection import Fence, Flags
@@ -41,7 +41,7 @@ WRITE = "shardmig_write"
 SHARD = "shardmig_shard"
 """The execution option: the shard that is meant, where the engine leads to several."""
 
-AnyEngine = TypeVar("AnyEngine", bound=Engine | AsyncEngine)
+AnyEngine = TypeVar("AnyEngine", bound="Engine | AsyncEngine")
 
 _ASKED = (
     "shardmig_asked"  # of a pooled connection: the options of the transaction that begins next; None: no transaction
@@ -70,7 +70,7 @@ def install(engine: AnyEngine, flags: Flags, *, shard: str, fence: Fence = "pigg
     Raises:
         WrongTransaction: another driver, or flags are installed on this engine already.
     """
-    core = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    core = cast("Engine", getattr(engine, "sync_engine", engine))
     if core.dialect.driver != "psycopg":
         raise WrongTransaction(f"the engine's driver is {core.dialect.driver!r}; flags need postgresql+psycopg")
     if core.dialect in _installed:
@@ -171,12 +171,12 @@ def _driver(holder: object) -> object | None:
     match holder:
         case Connection():
             return None if holder.closed else holder.connection.driver_connection
-        case AsyncConnection():
-            return None if holder.sync_connection is None else _driver(holder.sync_connection)
         case Session():
             return _driver(holder.connection())
         case scoped_session():
             return _driver(holder())
-        case AsyncSession() | async_scoped_session():
-            raise WrongTransaction("an async session begins with an await: view = await flags.aof(session)")
+    if hasattr(holder, "sync_session"):  # AsyncSession, async_scoped_session
+        raise WrongTransaction("an async session begins with an await: view = await flags.aof(session)")
+    if (connection := getattr(holder, "sync_connection", None)) is not None:  # AsyncConnection
+        return _driver(connection)
     return None
