@@ -85,7 +85,7 @@ def told(project: Project) -> dict[str, bool]:
     return {one["shard"]: one["outcome"] == "done" for one in status["shards"]}
 
 
-@pytest.mark.parametrize(("size", "kills"), [(24, 3), pytest.param(64, 30, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("size", "kills"), [(16, 3), pytest.param(64, 30, marks=pytest.mark.long)])
 def test_a_killed_fleet_is_told_truly_and_finished_once(
     fleet: Project, tmp_path: Path, size: int, kills: int
 ) -> None:
