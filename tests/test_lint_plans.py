@@ -120,6 +120,18 @@ def test_warnings_do_not_keep_a_plan_from_being_accepted() -> None:
     assert accept(judged).plan is judged
 
 
+def test_no_index_is_built_concurrently_on_a_table_that_is_known_to_be_partitioned() -> None:
+    created = plan(statement("CREATE TABLE event (id int) PARTITION BY RANGE (id)"))
+    index = plan(
+        statement("CREATE INDEX CONCURRENTLY ix ON public.event (id)", transactional=False),
+        revision="0002_index",
+        flag="index",
+    )
+
+    assert [v.code for v in lint_plan(index, [created]) if v.fails] == ["SM140"]
+    assert [v.code for v in lint_plan(index) if v.fails] == []
+
+
 def test_a_new_table_locks_every_table_that_its_keys_point_to() -> None:
     judged = plan(
         statement(

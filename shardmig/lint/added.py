@@ -31,6 +31,7 @@ class Added:
         types: enum types.
         sequences: sequences, those of serial and identity columns included.
         cascading: new tables that lose rows when an existing table does.
+        partitioned: new tables that are partitioned.
     """
 
     tables: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Added:
     types: set[str] = field(default_factory=set)
     sequences: set[str] = field(default_factory=set)
     cascading: set[str] = field(default_factory=set)
+    partitioned: set[str] = field(default_factory=set)
 
     def include(self, other: Added) -> None:
         """Add what another one holds."""
@@ -47,6 +49,7 @@ class Added:
         self.types |= other.types
         self.sequences |= other.sequences
         self.cascading |= other.cascading
+        self.partitioned |= other.partitioned
 
     def new(self, *, types: set[str]) -> New:
         """Return it as what a statement is judged against, with the enum types of all history."""
@@ -154,6 +157,8 @@ def _commented(statement: Node, home: str, new: Mapping[str, object]) -> tuple[s
 def _table(found: Added, statement: Node, home: str, before: Added) -> None:
     name = _relation(statement.get("relation"), home)
     columns = found.tables.setdefault(name, {})
+    if "partspec" in statement.fields:
+        found.partitioned.add(name)
     for element in statement.get("table_elts", []):
         if element.kind == "ColumnDef":
             _column(found, element, name, columns)

@@ -152,7 +152,26 @@ class History:
                     sql=step.sql,
                 )
             )
-        return [*found, *self._ambiguous_names(step.sql, so_far), *self._wide_indexes(step.sql, so_far)]
+        return [
+            *found,
+            *self._partitioned_indexes(step.sql, so_far),
+            *self._ambiguous_names(step.sql, so_far),
+            *self._wide_indexes(step.sql, so_far),
+        ]
+
+    def _partitioned_indexes(self, sql: str, so_far: Added) -> Iterator[Violation]:
+        """Refuse what the server refuses (CREATE INDEX, "Building Indexes Concurrently")."""
+        for statement in _parsed(sql):
+            if statement.kind != "IndexStmt" or not statement.get("concurrent"):
+                continue
+            relation = statement.get("relation")
+            table = relation_name(relation.get("schemaname", ""), relation.get("relname", ""), home=self.home)
+            if table in self.total.partitioned | so_far.partitioned:
+                yield rules.BlockingIndex.violation(
+                    f"{table} is partitioned, and PostgreSQL builds no index on it concurrently; index it in the plan "
+                    f"that creates it, or index each partition",
+                    sql=sql,
+                )
 
     def _ambiguous_names(self, sql: str, so_far: Added) -> Iterator[Violation]:
         for table, columns in added_by(sql, self.home, so_far).columns.items():
