@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shardmig.plan import Plan
     from shardmig.session import Session
 
-__all__ = ["relax"]
+__all__ = ["refuse_without_old", "relax"]
 
 _IN_THE_WAY = """
 SELECT a.attname AS name, a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS mandatory,
@@ -43,9 +43,7 @@ class _Column:
     constraints: str | None
 
 
-async def relax(
-    session: Session, plan: Plan, *, fence: Sequence[Query] = (), listener: Listener | None = None
-) -> None:
+async def relax(session: Session, plan: Plan, *, fence: Sequence[Query] = (), listener: Listener | None = None) -> None:
     """
     Make sure that every old column of a plan may be left out, relaxing those that its script names.
 
@@ -93,6 +91,26 @@ async def relax(
             proof=False,  # a constraint goes away: the one change that is declared, not added
             on_wait=listener,
         )
+
+
+async def refuse_without_old(session: Session, plan: Plan) -> None:
+    """
+    Make sure, before DONE is undone, that writers who keep old fresh again find its columns.
+
+    Raises:
+        PreflightFailed: somebody has dropped some of them; each is named.
+    """
+    for table, columns in _old_columns(plan).items():
+        found = await session.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+            [_name(table)],
+        )
+        if missing := columns - {row[0] for row in found.rows}:
+            raise PreflightFailed(
+                f"{plan.flag} stays DONE: {', '.join(f'{table}.{column}' for column in sorted(missing))} is gone, and "
+                "every write in LIVE would fail; add it again as it was, nullable, before going back",
+                shard=session.shard.name,
+            )
 
 
 def _old_columns(plan: Plan) -> dict[str, set[str]]:

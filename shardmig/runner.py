@@ -19,6 +19,7 @@ from psycopg import errors as pg
 
 from shardmig import catalog, ledger, moves, planfile, relaxation, structure, switching
 from shardmig.errors import (
+    CheckFailed,
     DrainTimeout,
     InDoubt,
     LockNotObtained,
@@ -76,6 +77,7 @@ class Run:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str | None = None
     _turn: Turn = field(init=False)
+    _vouched: bool = field(init=False, default=False)
     _known: dict[str, FlagRow] = field(init=False, default_factory=dict)  # as just read; each is believed once
     _fresh: set[tuple[str, int]] = field(init=False, default_factory=set)  # steps that nobody can have done
     _states: tuple[tuple[str, str], ...] = field(init=False, default=())
@@ -136,6 +138,7 @@ class Run:
 
     async def vouch(self, release: str, todo: Sequence[Todo]) -> None:
         """Log that an operator vouches for a release: every process that runs knows these flags (G0)."""
+        self._vouched = True
         for item in todo:
             await switching.vouch(self.session, item.plan.flag, release)
 
@@ -406,8 +409,11 @@ class Run:
         """Do what an edge's guard asks for."""
         match edge.guard:
             case Guard.NONE if edge.target is State.DUAL:
+                self._warn_unless_vouched(plan)
                 for number, move in plan.moves:
                     await moves.refuse_lossy(self.session, plan.revision, number, move)
+            case Guard.NONE if edge.source is State.DONE:
+                await relaxation.refuse_without_old(self.session, plan)
             case Guard.NONE:
                 pass
             case Guard.DRAINED:
@@ -419,7 +425,37 @@ class Run:
             case _:
                 pass
         if edge.target is State.DONE:
+            await self._refuse_lost(plan)
             await relaxation.relax(self.session, plan, fence=[self._turn.hold()], listener=self.listener)
+
+    def _warn_unless_vouched(self, plan: Plan) -> None:
+        """G0: a process that does not know the flag writes old alone, and the move would never see it."""
+        if not self._vouched:
+            self._say(
+                Warned(
+                    self._turn.shard,
+                    f"nobody vouched that every process which runs knows the flag {plan.flag}; what an older one "
+                    "writes from now on is lost to readers of new (apply --aware RELEASE vouches, and logs it)",
+                )
+            )
+
+    async def _refuse_lost(self, plan: Plan) -> None:
+        """
+        Before DONE, compare all of old with back(new): the lossy test before the move has seen a sample only.
+
+        From DONE on old goes stale, and the way back writes back(new) into every row.
+        """
+        for number, move in plan.moves:
+            if move.lossy or move.back is None:
+                continue
+            async for found in moves.compare(self.session, move, "back"):
+                self._pass_on()
+                raise CheckFailed(
+                    f"{plan.flag} stays LIVE: going back from DONE would change rows of {move.table}, for back(new) is "
+                    f"not what stands in old; first keys: {found.shown()}. Correct those rows, or say lossy=True",
+                    shard=self._turn.shard,
+                    step=f"{plan.revision} step {number}",
+                )
 
     async def _make_valid(self, plan: Plan, *, forward: bool) -> None:
         """

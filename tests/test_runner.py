@@ -12,7 +12,7 @@ import pytest
 
 from shardmig.config import Config
 from shardmig.errors import PlanChanged
-from shardmig.events import FlagSwitched, StepDone
+from shardmig.events import FlagSwitched, StepDone, Warned
 from shardmig.fleet import Fleet
 from shardmig.ledger import FlagRow, MigrationRow, Records, StepRow, os_user
 from shardmig.lint import History
@@ -526,3 +526,58 @@ async def test_done_is_refused_while_an_old_column_is_mandatory(
     assert Outcome.FAILED is report.outcome
     assert "customer.name is NOT NULL without a default" in report.reason
     assert State.LIVE is (await made.status())[0].records.state("split")  # type: ignore[union-attr]
+
+
+async def test_done_is_refused_while_the_way_back_would_change_a_row(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    [move] = [step for step in SPLIT.steps if isinstance(step, Move)]
+    with_back = move.model_copy(
+        update={
+            "restores": ("name",),
+            "back": "UPDATE customer SET name = upper_name WHERE {batch}",
+            "back_check": "SELECT id FROM customer WHERE {batch} AND name IS DISTINCT FROM upper_name",
+        }
+    )
+    plan = SPLIT.model_copy(update={"steps": (*SPLIT.steps[:2], with_back, SPLIT.steps[3])})
+    made = fleet(SHOP, plan)
+    await applied(made)
+    connect(shard).execute("INSERT INTO customer SELECT n, 'A', '', 'A' FROM generate_series(1, 3000) n")
+    connect(shard).execute("UPDATE customer SET name = 'a' WHERE id = 1500")  # in the middle, where no sample looks
+
+    [report] = await made.switch("split", State.DONE)
+
+    assert Outcome.FAILED is report.outcome
+    assert "1500" in report.reason
+    assert State.LIVE is (await made.status())[0].records.state("split")  # type: ignore[union-attr]
+
+
+async def test_undoing_done_is_refused_when_an_old_column_is_gone(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    made = fleet(SHOP, SPLIT.model_copy(update={"relax": ("customer.name",)}))
+    await applied(made)
+    assert (await made.switch("split", State.DONE)).done
+    connect(shard).execute("ALTER TABLE customer DROP COLUMN name")
+
+    [report] = await made.switch("split", State.LIVE)
+
+    assert Outcome.FAILED is report.outcome
+    assert "customer.name is gone" in report.reason
+
+
+async def test_entering_dual_without_anybody_vouching_for_the_release_is_warned_of(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    heard: dict[bool, list[str]] = {}
+    for vouched in (True, False):
+        connect(shard).execute("DROP SCHEMA IF EXISTS shardmig CASCADE")
+        connect(shard).execute("DROP TABLE IF EXISTS customer")
+        seen: list[Event] = []
+        made = fleet(SHOP, SPLIT)
+        made.listener = seen.append
+        await applied(made, aware="2026-11" if vouched else None)
+        heard[vouched] = [event.message for event in seen if isinstance(event, Warned) and "vouched" in event.message]
+
+    assert [] == heard[True]
+    assert ["split" in message for message in heard[False]] == [True]

@@ -61,7 +61,7 @@ def run(fleet: Fleet, work: Callable[[], Awaitable[T]], *, quiet: bool = False, 
         quiet: no progress at all.
         log_json: a file to which every event is appended.
     """
-    with _display(quiet=quiet or not err.is_terminal) as show, _log(log_json) as write:
+    with _display(quiet=quiet) as show, _log(log_json) as write:
         fleet.listener = _both(show, write)
         return asyncio.run(_until_stopped(fleet, work))
 
@@ -156,6 +156,9 @@ def _display(*, quiet: bool) -> Iterator[Callable[[Event], None] | None]:
     if quiet:
         yield None
         return
+    if not err.is_terminal:
+        yield _warn
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.fields[shard]}"),
@@ -164,6 +167,12 @@ def _display(*, quiet: bool) -> Iterator[Callable[[Event], None] | None]:
     )
     with Progress(*columns, console=err, transient=True) as progress:
         yield _Lines(progress).listen
+
+
+def _warn(event: Event) -> None:
+    """Without a terminal progress is silent; a warning is not."""
+    if isinstance(event, Warned):
+        err.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.message))
 
 
 class _Lines:
