@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from shardmig import planfile, sqltree
-from shardmig.config import Lint
+from shardmig import sqltree
 from shardmig.lint import judge
-from shardmig.lint.project import lint_directory
-from shardmig.rendering import Renderer
-from shardmig.scripts import load_scripts
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ADD = "ALTER TABLE t{0} ADD COLUMN n{0} int NOT NULL DEFAULT 0, ADD COLUMN m text"
 CREATE = "CREATE TABLE x{0} (id bigint PRIMARY KEY, a text NOT NULL, b numeric(10, 2) CHECK (b > 0), c timestamptz)"
 INDEX = "CREATE INDEX CONCURRENTLY ix{0} ON t (lower(b), a DESC) WHERE c IS NOT NULL"
-SCRIPT = """from alembic import op
-import sqlalchemy as sa
-
-revision = "{0}"
-down_revision = {1!r}
-
-
-def upgrade() -> None:
-    op.add_column("t", sa.Column("c{0}", sa.Integer))
-"""
 
 
 @pytest.mark.parametrize(("form", "most"), [(ADD, 900), (CREATE, 1700), (INDEX, 700)])
@@ -63,19 +46,6 @@ def test_a_statement_is_parsed_once_and_scanned_only_where_the_tree_is_blind(mon
     judge("ALTER TABLE t ADD COLUMN n text DEFAULT E'a\\\\b'")
 
     assert done == ["parse", "parse", "parse", "parse", "scan"]
-
-
-def test_plans_that_are_in_date_are_not_rendered_again(tmp_path: Path, monkeypatch: Any) -> None:
-    for number in range(5):
-        before = f"{number - 1}" if number else None
-        (tmp_path / f"{number}.py").write_text(SCRIPT.format(number, before))
-    (tmp_path / "HEAD").write_text("4\n")
-    renderer = Renderer(scripts := load_scripts(tmp_path))
-    for script in scripts:
-        planfile.write(renderer.render(script), script.plan_path)
-    monkeypatch.setattr(Renderer, "render", lambda *_: pytest.fail("rendered"))
-
-    assert lint_directory(tmp_path, Lint()).exit_code == 0
 
 
 def test_the_linter_loads_neither_the_parser_nor_alembic_before_it_needs_them() -> None:
