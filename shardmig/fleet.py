@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import amendment, ledger, renaming
-from shardmig.errors import ConfigError, ShardError, ShardmigError, SwitchRefused, WrongShard
+from shardmig.errors import ConfigError, ShardError, ShardmigError, ShardUnreachable, SwitchRefused, WrongShard
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
+from shardmig.pgerrors import first_line, is_connection_lost
 from shardmig.provisioning import lowest_states, provision
 from shardmig.rollout import FAILURES, Wave, waves
 from shardmig.runner import Run
@@ -182,13 +183,16 @@ class Fleet:
 
         return await self._on_each(work)
 
-    async def status(self, *, until: Until = Until.LIVE, log: bool = False) -> list[ShardStatus]:
-        """Ask every target where it is; changes nothing."""
+    async def status(
+        self, *, until: Until = Until.LIVE, upto: str | None = None, log: bool = False
+    ) -> list[ShardStatus]:
+        """Ask every target where it is, up to a revision if one is named; changes nothing."""
+        plans = self._upto(upto)
 
         async def ask(shard: Shard) -> ShardStatus:
             try:
                 async with self._session(shard, self.config, purpose="read") as session:
-                    return await self._status(session, until, log=log)
+                    return await self._status(session, plans, until, log=log)
             except ShardmigError as error:
                 return ShardStatus(shard.name, outcome_of(error), str(error))
 
@@ -216,11 +220,11 @@ class Fleet:
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    async def _status(self, session: Session, until: Until, *, log: bool) -> ShardStatus:
+    async def _status(self, session: Session, plans: Sequence[AcceptedPlan], until: Until, *, log: bool) -> ShardStatus:
         shard = session.shard.name
         records = await ledger.read(session, known={accepted.sha256 for accepted in self.plans})
         lines = tuple(await ledger.read_log(session)) if log and records else ()
-        todo, held = pending(self.plans, records or ledger.Records(shard), until=until)
+        todo, held = pending(plans, records or ledger.Records(shard), until=until, history=self.plans)
         reasons = [f"{one.flag} is held at {one.state.name}" for one in held]
         if todo:
             reasons.append("left: " + ", ".join(item.plan.revision for item in todo))
@@ -263,23 +267,27 @@ class Fleet:
                 flags = (report and report.flags) or await run.states()
         except ShardmigError as error:
             report, flags = ShardReport(shard.name, outcome_of(error), 0, str(error), error=error), ()
-        except Exception as error:  # noqa: BLE001 - a bug or a surprise on one shard must not hide what became of others
-            unexpected = ShardError(f"unexpected {type(error).__name__}: {error}", shard=shard.name)
-            unexpected.__cause__ = error
-            report, flags = ShardReport(shard.name, Outcome.FAILED, 0, str(unexpected), error=unexpected), ()
         report = report or ShardReport(shard.name, Outcome.DONE, 0)
         return replace(report, seconds=time.monotonic() - started, flags=flags)
 
     @asynccontextmanager
     async def _session(self, shard: Shard, config: Config, *, purpose: str) -> AsyncIterator[Session]:
-        async with open_session(
-            shard,
-            config.session,
-            pg_versions=config.lint.pg_versions,
-            purpose="run" if purpose == "run" else "read",
-            take_over=self.take_over and purpose == "run",
-        ) as session:
-            yield session
+        """Open a session; whatever is no error of ours becomes one, so that it stays on its shard."""
+        try:
+            async with open_session(
+                shard,
+                config.session,
+                pg_versions=config.lint.pg_versions,
+                purpose="run" if purpose == "run" else "read",
+                take_over=self.take_over and purpose == "run",
+            ) as session:
+                yield session
+        except ShardmigError:
+            raise
+        except Exception as error:
+            if is_connection_lost(error):
+                raise ShardUnreachable(f"the connection broke: {first_line(error)}", shard=shard.name) from error
+            raise ShardError(f"unexpected {type(error).__name__}: {first_line(error)}", shard=shard.name) from error
 
     def _upto(self, revision: str | None) -> Sequence[AcceptedPlan]:
         if revision is None:
@@ -321,11 +329,12 @@ class _Apply(_Each):
 
     async def _apply(self, run: Run) -> ShardReport | None:
         records = await run.records()
-        todo, held = pending(self._plans, records, until=self._until)
+        todo, held = pending(self._plans, records, until=self._until, history=self.fleet.plans)
         if records.maintenance and all(item.plan.online for item in todo):
             return _in_maintenance(records) if todo else None
         if self._aware is not None and any(item.target is not None and item.plan.has_move for item in todo):
             await run.vouch(self._aware, todo)
+        run.proves_schemas = records.shard in self._canaries
         if records.shard in self._canaries and any(item.target is not None for item in todo):
             await Standing.begin(run.session)
         if not todo and not held and records.shard not in self._canaries:

@@ -13,6 +13,7 @@ import io
 import re
 import tokenize
 import unicodedata
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -252,7 +253,9 @@ def read_script(path: Path) -> Script:
     name = _name(path)
     try:
         source = data.decode()
-        tree = ast.parse(source, filename=str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an invalid escape in a string is the script's own matter
+            tree = ast.parse(source, filename=str(path))
     except UnicodeDecodeError as error:
         raise ScriptError(f"byte {error.start} is not UTF-8; save the script as UTF-8", path=name) from None
     except (SyntaxError, ValueError) as error:  # ValueError: NUL bytes

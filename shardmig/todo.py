@@ -61,7 +61,11 @@ class Held:
 
 
 def pending(
-    plans: Sequence[AcceptedPlan], records: Records, *, until: Until = Until.LIVE
+    plans: Sequence[AcceptedPlan],
+    records: Records,
+    *,
+    until: Until = Until.LIVE,
+    history: Sequence[AcceptedPlan] = (),
 ) -> tuple[tuple[Todo, ...], tuple[Held, ...]]:
     """
     Decide what is left to do on one shard.
@@ -70,6 +74,7 @@ def pending(
         plans: the history up to the revision wanted, in order.
         records: what the ledger says.
         until: how far to go.
+        history: the whole history, where `plans` is its beginning: what stands in it is not missing here.
 
     Returns:
         What is left, in the order of the history, and the flags that people hold back.
@@ -78,12 +83,15 @@ def pending(
         PlanChanged: a plan differs from what this shard has begun, its flag is another revision's there, or the
             ledger has a revision that is not here.
     """
-    known = {accepted.plan.revision for accepted in plans}
+    known = {accepted.plan.revision for accepted in (*plans, *history)}
     last = max((records.migrations[r].position for r in known if r in records.migrations), default=0)
+    begins = any(accepted.plan.revision not in records.migrations for accepted in plans)
     for row in records.migrations.values():
-        if row.revision not in known and 0 < row.position < last:
+        # One behind everything known here is somebody else's newer one, and no obstacle until this history goes on too.
+        if row.revision not in known and row.position > 0 and (begins or row.position < last):
             raise PlanChanged(
-                f"{records.shard}: {row.revision} was applied there and is missing here; restore its script and plan"
+                f"{records.shard}: {row.revision} was begun there and is missing here; bring its script and plan in, "
+                f"`shardmig revision --rebase` puts yours behind it"
             )
     todo, held = [], []
     for accepted in plans:

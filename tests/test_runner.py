@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from shardmig.config import Config
-from shardmig.errors import PlanChanged
+from shardmig.errors import PlanChanged, ShardUnreachable
 from shardmig.events import FlagSwitched, StepDone, Warned
 from shardmig.fleet import Fleet
 from shardmig.ledger import FlagRow, MigrationRow, Records, StepRow, os_user
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from shardmig.config import Shard
     from shardmig.events import Event
+    from shardmig.session import Session
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -180,7 +181,7 @@ def test_a_plan_that_was_begun_otherwise_is_refused_with_the_difference() -> Non
 
 
 def test_a_revision_that_vanished_from_the_middle_of_the_history_is_refused() -> None:
-    with pytest.raises(PlanChanged, match="0001_shop was applied there and is missing here"):
+    with pytest.raises(PlanChanged, match="0001_shop was begun there and is missing here"):
         pending([History(Config().lint, [SHOP]).accept(SPLIT)], records_of(SHOP, SPLIT))
 
 
@@ -189,13 +190,31 @@ def test_a_flag_that_another_revision_has_there_says_nothing_of_this_one() -> No
     renamed = SPLIT.model_copy(update={"revision": "0003_split"})
 
     with pytest.raises(PlanChanged, match="flag split of 0003_split is 0002_split's there"):
-        pending(accepted(SHOP, renamed), records_of(SHOP, SPLIT, done=(1, 2, 3, 4), state=State.LIVE))
+        pending(
+            accepted(SHOP, renamed),
+            records_of(SHOP, SPLIT, done=(1, 2, 3, 4), state=State.LIVE),
+            history=accepted(SHOP, SPLIT),
+        )
 
 
 def test_a_newer_revision_of_somebody_else_is_no_obstacle() -> None:
     todo, _ = pending(accepted(SHOP), records_of(SHOP, SPLIT, done=(1, 2, 3, 4), state=State.LIVE))
 
     assert "0002_split" not in {item.plan.revision for item in todo}
+
+
+def test_what_a_longer_history_knows_is_not_missing_when_less_is_asked_for() -> None:
+    rebased = accepted(SHOP, INDEX, SPLIT)
+    records = records_of(SHOP, SPLIT, done=(1, 2, 3, 4), state=State.LIVE)
+
+    todo, _ = pending(rebased[:2], records, history=rebased)
+
+    assert "0003_index" in {item.plan.revision for item in todo}
+
+
+def test_a_history_does_not_go_on_past_a_revision_that_somebody_else_began() -> None:
+    with pytest.raises(PlanChanged, match="0002_split was begun there and is missing here"):
+        pending(accepted(SHOP, INDEX), records_of(SHOP, SPLIT, done=(1, 2, 3, 4), state=State.LIVE))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -581,3 +600,18 @@ async def test_entering_dual_without_anybody_vouching_for_the_release_is_warned_
 
     assert [] == heard[True]
     assert ["split" in message for message in heard[False]] == [True]
+
+
+async def test_a_connection_that_breaks_while_a_shard_is_asked_is_that_shards_outcome(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    made = fleet(SHOP)
+    await applied(made)
+
+    async def cut(session: Session) -> None:
+        connect(shard).execute("SELECT pg_terminate_backend(%s)", [session.backend_pid])
+        await session.execute("SELECT 1")
+
+    answers = await made.ask(cut)
+
+    assert isinstance(answers["eu1"], ShardUnreachable)

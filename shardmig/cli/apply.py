@@ -57,11 +57,11 @@ def apply(
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect, part=part)
     fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
     if failed:
-        found = progress.run(fleet, lambda: fleet.status(until=Until(until)), quiet=True)
+        found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)
         behind = {one.shard for one in found if one.outcome is not Outcome.DONE}
         fleet.targets = [target for target in chosen if target.name in behind]
     if dry_run:
-        found = progress.run(fleet, lambda: fleet.status(until=Until(until)), quiet=True)
+        found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)
         results.show_left(found, here.plans, output)
     else:
         progress.confirm(fleet.waves(), yes=yes)
