@@ -79,14 +79,18 @@ def _names(shards: tuple[Shard, ...]) -> set[str]:
     return {shard.name for shard in shards}
 
 
-async def test_no_more_shards_than_allowed_are_worked_on_at_once_on_one_server(six: list[Shard]) -> None:
-    fleet = fleet_of([shard for shard in six if shard.host == six[0].host], SHOP, rollout={"per_host": 1})
-    events = heard(fleet)
-    await outcomes(fleet, until=Until.STRUCTURE)
+@pytest.mark.parametrize("per_host", [1, None])
+async def test_no_more_shards_than_allowed_are_worked_on_at_once_on_one_server(
+    servers: list[Server], per_host: int | None
+) -> None:
+    with many(servers[:1], 5, f"host{per_host}_") as shards:
+        fleet = fleet_of(shards, SHOP, rollout={"per_host": per_host, "waves": "all"})
+        events = heard(fleet)
+        await outcomes(fleet, until=Until.STRUCTURE)
 
     names = [e.shard for e in events if isinstance(e, StepStarted | OutcomeReached)]
 
-    assert names == sorted(names), "one after the other"
+    assert (per_host == 1) == (names == [name for one in dict.fromkeys(names) for name in (one, one)])
 
 
 async def test_one_failed_shard_neither_stops_nor_hides_the_others(six: list[Shard]) -> None:
