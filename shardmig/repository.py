@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from shardmig import sqltree
 from shardmig.errors import LintFailed, ScriptError
+from shardmig.explanations import explained_in
 from shardmig.lint import History, lint_script
 from shardmig.plan import Switch
 from shardmig.rendering import load_plans
@@ -53,7 +54,8 @@ def accepted_plans(config: Config) -> tuple[AcceptedPlan, ...]:
     history = History(config.lint)
     accepted = []
     for loaded in loaded_plans(config):
-        if all(isinstance(step, Switch) for step in loaded.plan.steps) and loaded.plan.protocol == "auto":
+        empty = all(isinstance(step, Switch) for step in loaded.plan.steps) and loaded.plan.protocol == "auto"
+        if empty and not explained_in([loaded.script]):  # autogenerate writes scripts that only explain
             raise ScriptError("nothing is described yet; fill upgrade() or move()", path=loaded.script.name)
         accepted.append(history.accept(loaded.plan))
         history.add(loaded.plan)
