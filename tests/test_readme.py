@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from pages import Block, Terminal, blocks_of, section_of
 
 from shardmig.states import State
 
@@ -38,60 +36,9 @@ ELSEWHERE = {
 }
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, the file it is (or ""), and its text."""
-
-    language: str
-    file: str
-    text: str
-
-
 def blocks(section: str = "") -> list[Block]:
     """Return the blocks of one section, or all."""
-    part = README if not section else README.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    found = re.findall(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', part, re.DOTALL | re.MULTILINE)
-    return [Block(*one) for one in found]
-
-
-class Terminal:
-    """A shell in a directory, where `shardmig` and `python` are those of this test."""
-
-    def __init__(self, home: Path, **environment: str) -> None:
-        self.home = home
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**os.environ, "PATH": path, "COLUMNS": "200", **environment}
-
-    def run(self, text: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", text],
-            cwd=self.home,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert 0 == done.returncode, f"{text}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def follow(self, found: list[Block]) -> None:
-        """Do what a reader does: run what is bash, write what is a file, look whether the output is as printed."""
-        said = ""
-        for block in found:
-            if block.file:
-                path = self.home / block.file
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(block.text, encoding="utf-8")
-            elif block.language == "bash":
-                said = self.run(block.text)
-            elif block.language == "text":
-                assert masked(block.text) == masked(said)
-
-
-def masked(text: str) -> list[str]:
-    """Take seconds out of an output."""
-    return [re.sub(r"\s+[\d.]+ s\b", " N s", line).rstrip() for line in text.strip().splitlines()]
+    return blocks_of(section_of(README, section) if section else README)
 
 
 def test_the_two_commands_stand_there_as_they_are_typed() -> None:
