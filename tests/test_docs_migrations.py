@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from shardmig import binaries, config, gates, scripts
 from shardmig.checks import _SAMPLE_ROWS
 from shardmig.cli import app
 from shardmig.operations import move_rows
+from shardmig.outcomes import Outcome
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -285,3 +287,74 @@ def test_alembic_would_run_the_scripts_of_shardmig_too(alembic_project: Terminal
 
 
 NICKNAME = "SELECT data_type FROM information_schema.columns WHERE column_name = 'nickname'"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# When something fails
+
+
+def test_every_outcome_stands_there() -> None:
+    told = rows_of(section_of(page("when-something-fails.md"), "Outcomes"))
+
+    assert [outcome.value for outcome in Outcome] == [name for name in told if name in {o.value for o in Outcome}]
+
+
+@pytest.fixture
+def split(tmp_path: Path, shard: Shard) -> Terminal:
+    """Bring a shard LIVE with the page's own migration."""
+    terminal = project(tmp_path, shard)
+    terminal.run("shardmig apply --all")
+    fetch(shard, ROWS)
+    terminal.follow(blocks_of(section_of(page("writing-moves.md"), "In one table")))
+    (tmp_path / "migrations" / "HEAD").write_text("0002_split_name\n")
+    terminal.run("shardmig apply --all --aware 2026-11")
+    return terminal
+
+
+def test_what_psql_is_told_to_do_works(split: Terminal, shard: Shard) -> None:
+    section = section_of(page("when-something-fails.md"), "At three in the morning, from psql")
+    for block in blocks_of(section):
+        for statement in block.text.split(";\n"):
+            fetch(shard, statement)
+
+    assert [(1, 0)] == fetch(
+        shard,
+        "SELECT state, maintenance FROM shardmig.flag JOIN shardmig.shard USING (shard) WHERE flag = 'split_name'",
+    )
+    assert [("switch",), ("pause",), ("resume",), ("maintenance",), ("maintenance",)] == fetch(
+        shard, "SELECT action FROM (SELECT * FROM shardmig.log ORDER BY id DESC LIMIT 5) AS last ORDER BY id"
+    )
+    assert "held at DUAL" in split.run("shardmig status")
+
+
+def test_contracting_by_hand_ends_what_the_page_says_it_ends(split: Terminal, shard: Shard) -> None:
+    split.run("shardmig switch split_name DONE --all")
+    [block] = blocks_of(section_of(page("when-something-fails.md"), "Contracting by hand"))
+    fetch(shard, block.text)
+
+    refused = split.run("shardmig switch split_name LIVE --all || [ $? = 1 ]")
+    assert "customer.full_name is gone" in refused
+    assert re.search("missing +column .*full_name", split.run("shardmig verify --all || [ $? = 1 ]"))
+    assert "1 of 1 shards done" in split.run("shardmig apply --all")
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return where command lines of shardmig stand in blocks of any page, and the lines."""
+    found = []
+    for path in [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        for block in re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            lines = [line.split("#")[0].strip() for line in block.splitlines()]
+            found += [(path.name, line) for line in lines if line.startswith("shardmig ")]
+    return found
+
+
+@pytest.mark.parametrize(("where", "line"), commands())
+def test_a_command_line_in_the_docs_has_only_options_that_exist(where: str, line: str) -> None:
+    words = [word.strip("[()]") for word in shlex.split(line)[1:]]
+    command = get_command(app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    known = {option for parameter in command.params for option in parameter.opts}
+
+    assert set() == {word for word in words if word.startswith("-")} - known, where
