@@ -86,9 +86,7 @@ def told(project: Project) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize(("size", "kills"), [(16, 3), pytest.param(64, 30, marks=pytest.mark.long)])
-def test_a_killed_fleet_is_told_truly_and_finished_once(
-    fleet: Project, tmp_path: Path, size: int, kills: int
-) -> None:
+def test_a_killed_fleet_is_told_truly_and_finished_once(fleet: Project, tmp_path: Path, size: int, kills: int) -> None:
     log, chance = tmp_path / "events.jsonl", random.Random(kills)
     killed = 0
     for _ in range(kills):
