@@ -72,13 +72,3 @@ def test_without_the_cli_extra_one_line_says_what_to_install() -> None:
 
     assert 1 == done.returncode
     assert "shardmig: the command line needs typer; install it: pip install 'shardmig[cli]'" == done.stderr.strip()
-
-
-def test_nothing_names_a_registry_or_a_path_of_the_machine_it_was_written_on() -> None:
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    for name in filter(None, tracked.split("\0")):
-        path = ROOT / name
-        if path.is_file() and path.name != Path(__file__).name:
-            text = path.read_text(encoding="utf-8", errors="ignore")
-            for forbidden in ("pypi.org/simple", "files.pythonhosted", "registry.npmjs", "deb.debian"):
-                assert forbidden not in text, name
