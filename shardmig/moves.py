@@ -45,10 +45,6 @@ __all__ = ["MoveRun", "compare", "disagreeing", "estimate", "refuse_lossy"]
 _LOOK_S = 1.0  # between two looks at the server's load
 _RECORD_S = 1.0  # between two records of the check
 _STATEMENT_MS = 10_000
-_LOCK_MS = 10  # while other rows are locked already: nobody may have to wait long for those
-_ONE_ROW_LOCK_MS = (
-    100  # one row alone may be waited for; below deadlock_timeout, so the application is never the victim
-)
 _CLOCK = Query("SELECT clock_timestamp()")
 
 
