@@ -39,6 +39,7 @@ from shardmig.config import SessionSettings, Shard
 from shardmig.flags.opening import statements
 from shardmig.session import open_session
 from shardmig.switching import drain, flip, read_flag
+from shardmig.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -344,7 +345,7 @@ def count(connection: psycopg.Connection[Any]) -> int:
 async def flips(server: local.Server, seconds: float) -> tuple[list[float], tuple[float, float]]:
     took: list[float] = []
     async with session_on(server) as session:
-        turn = await ledger.Turn.take(session)
+        turn = await Turn.take(session)
         row = await drain(turn, await read_flag(session, "split_name"))
         await session.execute("UPDATE shardmig.flag SET new_valid = true")
         row = await read_flag(session, "split_name")

@@ -36,6 +36,7 @@ from shardmig.plan import Move, Plan, Switch
 from shardmig.session import open_session
 from shardmig.states import State
 from shardmig.switching import drain, flip, read_flag
+from shardmig.turn import Turn, begin_migration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,12 +234,12 @@ async def shardmig(url: str, rows: int, pace: Pace) -> Measured:
     shard = Shard.model_validate({"name": "eu1", "url": url})
     async with open_session(shard, SessionSettings(), pg_versions=(12, 19)) as session:
         await ledger.install(session)
-        turn = await ledger.Turn.take(session)
+        turn = await Turn.take(session)
         plan = Plan(
             revision=REVISION, parent=None, flag="split", script_sha256="0" * 64,
             steps=(Switch(to=State.DUAL), MOVE, Switch(to=State.LIVE)),
         )  # fmt: skip
-        await session.flight(ledger.begin_migration("eu1", plan, position=1, text=""))
+        await session.flight(begin_migration("eu1", plan, position=1, text=""))
         await drain(turn, await flip(turn, await read_flag(session, "split"), State.DUAL))
         ended = [time.perf_counter()]
         measured = Measured(rows=rows)

@@ -14,6 +14,7 @@ from psycopg import errors as pg
 from shardmig import ledger
 from shardmig.errors import PreflightFailed
 from shardmig.session import Query
+from shardmig.turn import holder_name
 
 if TYPE_CHECKING:
     from shardmig.session import Session
@@ -54,7 +55,7 @@ async def adopt(session: Session, revision: str) -> bool:
                 "INSERT INTO shardmig.migration "
                 "(shard, revision, position, flag, sha256, plan, finished_at, started_by) "
                 "VALUES ($1, $2, 0, '', 'adopted', '', clock_timestamp(), $3) ON CONFLICT DO NOTHING RETURNING 1",
-                (shard, revision, ledger.holder_name()),
+                (shard, revision, holder_name()),
             ),
         ]
     )

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 from shardmig import planfile
 from shardmig.errors import PlanChanged
-from shardmig.ledger import in_turn, os_user, translated
+from shardmig.ledger import os_user, translated
 from shardmig.plan import step_sha256
 from shardmig.session import Query
+from shardmig.turn import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shardmig.ledger import Records
     from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.records import Records
     from shardmig.session import Session
 
 __all__ = ["amend", "amendable"]

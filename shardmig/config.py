@@ -138,6 +138,7 @@ class Lint(_Section):
         known_functions: functions that defaults, indexes and moves may call.
         imports: modules that scripts may import beyond the standard list.
         start_after: revision up to which history is not judged (adopted from plain Alembic).
+        app: files and directories of application code, from where shardmig.toml lies; `check` judges them.
     """
 
     pg_versions: tuple[int, int] = (14, 18)
@@ -146,6 +147,7 @@ class Lint(_Section):
     known_functions: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     start_after: str = ""
+    app: tuple[str, ...] = ()
 
 
 class Pace(_Section):

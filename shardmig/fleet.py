@@ -14,11 +14,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from shardmig import amendment, ledger, renaming
+from shardmig import amendment, renaming
 from shardmig.errors import ConfigError, ShardError, ShardmigError, ShardUnreachable, SwitchRefused, WrongShard
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
 from shardmig.provisioning import lowest_states, provision
+from shardmig.records import Records, read_log, read_records
 from shardmig.rollout import FAILURES, Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from shardmig.config import Config, Shard
     from shardmig.events import Listener
-    from shardmig.ledger import LogRow, Records
     from shardmig.plan import AcceptedPlan
+    from shardmig.records import LogRow
     from shardmig.session import Session
     from shardmig.states import State
     from shardmig.todo import Todo
@@ -115,7 +116,7 @@ class Fleet:
         """Take a flag to a state on every target, one edge after the other, with the drains and moves it needs."""
 
         async def work(run: Run) -> ShardReport | None:
-            if await ledger.read(run.session) is None:
+            if await read_records(run.session) is None:
                 raise SwitchRefused("it has no ledger; `shardmig apply` begins one", shard=run.session.shard.name)
             if await run.walk(flag, target):
                 return None
@@ -222,9 +223,9 @@ class Fleet:
 
     async def _status(self, session: Session, plans: Sequence[AcceptedPlan], until: Until, *, log: bool) -> ShardStatus:
         shard = session.shard.name
-        records = await ledger.read(session, known={accepted.sha256 for accepted in self.plans})
-        lines = tuple(await ledger.read_log(session)) if log and records else ()
-        todo, held = pending(plans, records or ledger.Records(shard), until=until, history=self.plans)
+        records = await read_records(session, known={accepted.sha256 for accepted in self.plans})
+        lines = tuple(await read_log(session)) if log and records else ()
+        todo, held = pending(plans, records or Records(shard), until=until, history=self.plans)
         reasons = [f"{one.flag} is held at {one.state.name}" for one in held]
         if todo:
             reasons.append("left: " + ", ".join(item.plan.revision for item in todo))

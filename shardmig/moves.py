@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from shardmig.config import Pace
     from shardmig.events import Listener
     from shardmig.keyset import Key
-    from shardmig.ledger import StepRow, Turn
     from shardmig.plan import Move
+    from shardmig.records import StepRow
     from shardmig.session import Result
+    from shardmig.turn import Turn
 
 __all__ = ["MoveRun", "compare", "disagreeing", "estimate", "refuse_lossy"]
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from shardmig.events import Listener
-    from shardmig.ledger import Turn
+    from shardmig.turn import Turn
 
 __all__ = ["Interrupted", "Patience", "refusal"]
 

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 
 from shardmig import ledger, relaxation
 from shardmig.errors import PreflightFailed
-from shardmig.ledger import in_turn, os_user
+from shardmig.ledger import os_user
 from shardmig.plan import Move, Switch, quote
+from shardmig.records import read_records
 from shardmig.session import Query
 from shardmig.states import State, route
 from shardmig.todo import Until, pending
+from shardmig.turn import finish_migration, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from shardmig.ledger import Records
     from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.records import Records
     from shardmig.runner import Run
     from shardmig.session import Session
 
@@ -56,7 +58,7 @@ async def provision(run: Run, plans: Sequence[AcceptedPlan], states: Mapping[str
         PreflightFailed: the database is not a new one.
     """
     session = run.session
-    if await ledger.read(session) is None:
+    if await read_records(session) is None:
         await ledger.install(session, closed=CLOSED)
     records = await run.records()
     if records.reason != CLOSED or records.maintenance == 0:
@@ -120,4 +122,4 @@ def _raised(shard: str, plan: Plan, state: State) -> Iterator[Query]:
         (shard, plan.revision, done),
     )
     if len(plan.steps) == len(done) + sum(not isinstance(step, Switch | Move) for step in plan.steps):
-        yield ledger.finish_migration(shard, plan.revision)
+        yield finish_migration(shard, plan.revision)

@@ -30,19 +30,20 @@ from shardmig.errors import (
     SwitchRefused,
 )
 from shardmig.events import StepDone, StepStarted, Waiting, Warned
-from shardmig.ledger import Turn
 from shardmig.plan import Move, Switch
 from shardmig.preflight import preflight
+from shardmig.records import flags_of, flags_query, last_states, read_records
 from shardmig.session import Query, is_connection_lost, pointer
 from shardmig.states import Edge, Guard, State, route
+from shardmig.turn import Turn, begin_migration, finish_migration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from shardmig.config import Config
     from shardmig.events import Listener
-    from shardmig.ledger import FlagRow, Records
     from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.records import FlagRow, Records
     from shardmig.session import Session
     from shardmig.todo import Todo
 
@@ -87,10 +88,10 @@ class Run:
     async def records(self) -> Records:
         """Read the ledger, after installing it where it is missing."""
         known = {accepted.sha256 for accepted in self.plans}
-        records = await ledger.read(self.session, known=known)
+        records = await read_records(self.session, known=known)
         if records is None:
             await ledger.install(self.session)
-            records = await ledger.read(self.session, known=known)
+            records = await read_records(self.session, known=known)
         if records is None:
             raise ShardError("the ledger was removed while it was read; apply again", shard=self.session.shard.name)
         return records
@@ -192,7 +193,7 @@ class Run:
 
     async def states(self) -> tuple[tuple[str, str], ...]:
         """Name the state of each flag for a report, as last seen."""
-        return self._states or await ledger.last_states(self.session)
+        return self._states or await last_states(self.session)
 
     @asynccontextmanager
     async def _in_turn(self, beginning: Sequence[Query] = ()) -> AsyncIterator[None]:
@@ -226,7 +227,7 @@ class Run:
 
     async def _take_turn(self, beginning: Sequence[Query]) -> None:
         """Take the turn, and write what begins it; all of that may be written twice."""
-        flags = ledger.flags_query(self.session.shard.name)
+        flags = flags_query(self.session.shard.name)
         for attempts_left in (2, 1, 0):
             try:
                 self._turn, results = await Turn.take_and(self.session, [*beginning, flags])
@@ -238,7 +239,7 @@ class Run:
                     raise
                 await self.session.reconnect()
             else:
-                self._known = ledger.flags_of(results[-1])
+                self._known = flags_of(results[-1])
                 return
 
     def _beginning(self, todo: Sequence[Todo], records: Records) -> list[Query]:
@@ -248,7 +249,7 @@ class Run:
             query
             for item in todo
             if item.plan.revision not in records.migrations
-            for query in ledger.begin_migration(
+            for query in begin_migration(
                 records.shard, item.plan, position=positions[item.plan.revision], text=planfile.dumps(item.plan)
             )
         ]
@@ -361,7 +362,7 @@ class Run:
             await self._surely(partial(self._finish, plan))
 
     async def _finish(self, plan: Plan) -> None:
-        await self.session.flight([ledger.finish_migration(self._turn.shard, plan.revision)])
+        await self.session.flight([finish_migration(self._turn.shard, plan.revision)])
 
     async def _walk(self, flag: str, target: State, accepted: AcceptedPlan) -> None:
         row = self._known.get(flag) or await switching.read_flag(self.session, flag)
@@ -529,10 +530,10 @@ class Run:
     async def _end(self) -> None:
         """End the turn, if the connection still can; a successor does not wait for it."""
         try:
-            _, flags = await self.session.flight([self._turn.end(), ledger.flags_query(self._turn.shard)])
+            _, flags = await self.session.flight([self._turn.end(), flags_query(self._turn.shard)])
         except (pg.Error, ShardError):
             return
-        self._states = tuple((row.flag, State(row.state).name) for row in ledger.flags_of(flags).values())
+        self._states = tuple((row.flag, State(row.state).name) for row in flags_of(flags).values())
 
     def _say(self, event: StepStarted | StepDone | Waiting | Warned) -> None:
         if self.listener:

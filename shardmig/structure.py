@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from shardmig.config import SessionSettings
     from shardmig.events import Listener
-    from shardmig.ledger import Turn
     from shardmig.plan import AcceptedPlan
+    from shardmig.turn import Turn
 
 __all__ = ["build_index", "execute_together", "execute_under_lock"]
 

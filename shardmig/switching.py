@@ -21,6 +21,7 @@ from psycopg import errors as pg
 from shardmig import ledger
 from shardmig.errors import DrainTimeout, LockNotObtained, SwitchRefused
 from shardmig.events import Blocker, Draining, FlagSwitched
+from shardmig.records import flags_of, flags_query, read_flags
 from shardmig.session import LOCK_CLASS, Query
 from shardmig.states import State
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from shardmig.events import Listener
-    from shardmig.ledger import FlagRow, Turn
+    from shardmig.records import FlagRow
     from shardmig.session import Session
+    from shardmig.turn import Turn
 
 __all__ = ["drain", "drain_shard", "flip", "read_flag", "vouch"]
 
@@ -90,7 +92,7 @@ async def read_flag(session: Session, flag: str) -> FlagRow:
     Raises:
         SwitchRefused: the shard has no such flag.
     """
-    flags = await ledger.read_flags(session)
+    flags = await read_flags(session)
     row = flags.get(flag)
     if row is None:
         known = ", ".join(sorted(flags)) or "none"
@@ -131,9 +133,7 @@ async def flip(
     local = {"shardmig.reason": reason or "", "shardmig.os_user": ledger.os_user()}
     try:
         with ledger.translated(shard):
-            *_, flags = await turn.session.transact(
-                [turn.hold(), edge, *records, ledger.flags_query(shard)], local=local
-            )
+            *_, flags = await turn.session.transact([turn.hold(), edge, *records, flags_query(shard)], local=local)
     except pg.LockNotAvailable as error:
         raise LockNotObtained(
             f"somebody else is switching a flag of this shard and has not committed; {row.flag} stays where it is",
@@ -141,7 +141,7 @@ async def flip(
         ) from error
     if listener:
         listener(FlagSwitched(shard, row.flag, State(row.state), target))
-    return ledger.flags_of(flags)[row.flag]
+    return flags_of(flags)[row.flag]
 
 
 async def vouch(session: Session, flag: str, release: str) -> None:

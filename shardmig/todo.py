@@ -14,8 +14,8 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardmig.ledger import MigrationRow, Records
     from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.records import MigrationRow, Records
 
 __all__ = ["Held", "Todo", "Until", "pending"]
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from shardmig.config import Config, Shard
     from shardmig.events import Listener
-    from shardmig.ledger import Records
     from shardmig.plan import AcceptedPlan
+    from shardmig.records import Records
     from shardmig.runner import Run
     from shardmig.session import Session
     from shardmig.todo import Held

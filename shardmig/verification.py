@@ -14,11 +14,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from shardmig import ledger
 from shardmig.catalog import Catalog, Difference, snapshot
 from shardmig.checks import compare
 from shardmig.errors import ConfigError, ShardmigError
 from shardmig.plan import Statement
+from shardmig.records import Records, read_records
 from shardmig.session import open_session
 from shardmig.states import State
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from shardmig.config import Config, Shard
-    from shardmig.ledger import FlagRow, Records
     from shardmig.plan import AcceptedPlan, Move
+    from shardmig.records import FlagRow
     from shardmig.scratch import Scratch
     from shardmig.session import Session
 
@@ -145,7 +145,7 @@ async def verify(
 async def _look(config: Config, plans: Sequence[AcceptedPlan], shard: Shard) -> _Looked:
     async with open_session(shard, config.session, pg_versions=config.lint.pg_versions, purpose="read") as session:
         catalog = await snapshot(session, _schemas(config, shard))
-        records = await ledger.read(session) or ledger.Records(shard.name)
+        records = await read_records(session) or Records(shard.name)
     level, begun = _level(plans, records)
     relaxed = {
         ("column", _column(shard, written))
@@ -300,7 +300,7 @@ async def verify_rows(
 
 async def _rows(config: Config, accepted: AcceptedPlan, shard: Shard) -> list[Disagreeing]:
     async with open_session(shard, config.session, pg_versions=config.lint.pg_versions, purpose="read") as session:
-        records = await ledger.read(session)
+        records = await read_records(session)
         row = records.flags.get(accepted.plan.flag) if records else None
         found = []
         for _, move in accepted.plan.moves:

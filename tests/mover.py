@@ -13,11 +13,11 @@ import sys
 
 from moving import REVISION, VERSIONS, same_table, second_table
 
-from shardmig import ledger
 from shardmig.config import Pace, SessionSettings, Shard
 from shardmig.errors import ShardBusy
 from shardmig.moves import MoveRun
 from shardmig.session import open_session
+from shardmig.turn import Turn
 
 PACE = Pace(batch_rows=10, batch_rows_min=10, batch_rows_max=10)
 MOVES = {"same": same_table(), "second": second_table()}
@@ -30,7 +30,7 @@ async def move(shard: Shard, kind: str) -> None:
     while True:
         try:
             async with open_session(shard, SessionSettings(), pg_versions=VERSIONS) as session:
-                turn = await ledger.Turn.take(session)
+                turn = await Turn.take(session)
                 if await MoveRun(turn, REVISION, 2, MOVES[kind], "forward", PACE).run():
                     sys.stdout.write("moved\n")
                 return

@@ -11,8 +11,10 @@ from shardmig import ledger, switching
 from shardmig.config import Pace, SessionSettings, Shard
 from shardmig.moves import MoveRun
 from shardmig.plan import Move, Plan, Switch
+from shardmig.records import read_records
 from shardmig.session import open_session
 from shardmig.states import State
+from shardmig.turn import Turn, begin_migration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from shardmig.checks import Direction
     from shardmig.events import Event
-    from shardmig.ledger import FlagRow, StepRow, Turn
+    from shardmig.records import FlagRow, StepRow
     from shardmig.session import Session
 
 __all__ = [
@@ -106,7 +108,7 @@ class Moving:
         return await switching.read_flag(self.session, FLAG)
 
     async def step(self) -> StepRow:
-        records = await ledger.read(self.session)
+        records = await read_records(self.session)
         assert records is not None
         return records.steps[REVISION, self.number]
 
@@ -146,9 +148,9 @@ async def moving(
         for statement in statements:
             await session.execute(statement)
         await ledger.install(session)
-        turn = await ledger.Turn.take(session)
+        turn = await Turn.take(session)
         plan = plan_of(move)
-        await session.flight(ledger.begin_migration(shard.name, plan, position=1, text="x"))
+        await session.flight(begin_migration(shard.name, plan, position=1, text="x"))
         here = Moving(turn, plan, move)
         if dual:
             await here.to(State.DUAL)

@@ -15,8 +15,10 @@ from shardmig import ledger, switching
 from shardmig.config import SessionSettings, Shard
 from shardmig.errors import Fenced, PreflightFailed, SwitchRefused, WrongShard
 from shardmig.plan import Plan, Switch
+from shardmig.records import read_records
 from shardmig.session import open_session
 from shardmig.states import EDGES, Edge, Guard, State
+from shardmig.turn import Turn, begin_migration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,7 +36,7 @@ async def begun(shard: Shard, *, has_move: bool) -> None:
     plan = plan_of(same_table()) if has_move else plan_of().model_copy(update={"steps": (Switch(to=State.LIVE),)})
     async with open_session(shard, SessionSettings(), pg_versions=VERSIONS) as session:
         await ledger.install(session)
-        await session.flight(ledger.begin_migration(shard.name, plan, position=1, text="x"))
+        await session.flight(begin_migration(shard.name, plan, position=1, text="x"))
 
 
 def put(connection: psycopg.Connection[Any], state: State, guards: Iterable[str]) -> None:
@@ -152,7 +154,7 @@ async def test_a_flag_waits_for_the_flags_it_needs_and_locks_their_way_back(shar
         steps=(Switch(to=State.DUAL), same_table(), Switch(to=State.LIVE)),
     )
     async with open_session(shard, SessionSettings(), pg_versions=VERSIONS) as session:
-        await session.flight(ledger.begin_migration(shard.name, plan, position=2, text="y"))
+        await session.flight(begin_migration(shard.name, plan, position=2, text="y"))
     psql = connect(shard)
 
     with pytest.raises(psycopg.errors.DatabaseError, match="needs x LIVE first"):
@@ -171,7 +173,7 @@ async def test_two_flags_that_need_each_other_meet_on_the_shards_row(shard: Shar
     await begun(shard, has_move=False)
     plan = plan_of(same_table()).model_copy(update={"revision": "0003_y", "flag": "y", "needs": (FLAG,)})
     async with open_session(shard, SessionSettings(), pg_versions=VERSIONS) as session:
-        await session.flight(ledger.begin_migration(shard.name, plan, position=2, text="y"))
+        await session.flight(begin_migration(shard.name, plan, position=2, text="y"))
     one, two, look = connect(shard, autocommit=False), connect(shard), connect(shard)
     look.execute("SELECT shardmig.switch('x', 'live', '')")
 
@@ -250,7 +252,7 @@ async def test_a_role_that_the_ledger_does_not_belong_to_is_told_whose_it_is(sha
 
     async with open_session(other, SessionSettings(), pg_versions=VERSIONS, purpose="read") as session:
         with pytest.raises(PreflightFailed, match=r"role shop_migrator is not the one .* set session\.owner"):
-            await ledger.read(session)
+            await read_records(session)
 
 
 async def test_another_shards_database_is_refused_before_anything_is_written(shard: Shard) -> None:
@@ -260,14 +262,14 @@ async def test_another_shards_database_is_refused_before_anything_is_written(sha
         with pytest.raises(WrongShard, match="is shard 'eu1'"):
             await ledger.install(session)
         with pytest.raises(WrongShard):
-            await ledger.read(session)
+            await read_records(session)
 
 
 async def test_only_the_newest_turn_claims_and_records(shard: Shard) -> None:
     async with moving(shard, same_table(), T) as here:
         old = here.turn
         await old.claim(REVISION, 2)
-        new = await ledger.Turn.take(here.session)
+        new = await Turn.take(here.session)
         await new.claim(REVISION, 2)
 
         for query in (
@@ -328,7 +330,7 @@ async def test_what_is_recorded_with_a_flip_is_not_kept_without_it(shard: Shard)
 
         with pytest.raises(SwitchRefused, match="meanwhile"):
             await switching.flip(here.turn, stale, State.DUAL, records=[here.turn.record_step(REVISION, 1)])
-        records = await ledger.read(here.session)
+        records = await read_records(here.session)
         assert records is not None
         assert records.steps[REVISION, 1].status == "RUNNING"
 

@@ -20,10 +20,10 @@ from shardmig.config import Pace, SessionSettings, Shard
 from shardmig.errors import CheckFailed, Fenced
 from shardmig.events import BatchDone
 from shardmig.keyset import bound
-from shardmig.ledger import Turn
 from shardmig.moves import MoveRun, disagreeing
 from shardmig.session import open_session
 from shardmig.states import State
+from shardmig.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,11 +14,12 @@ from shardmig.config import Config
 from shardmig.errors import PlanChanged, ShardUnreachable
 from shardmig.events import FlagSwitched, StepDone, Warned
 from shardmig.fleet import Fleet
-from shardmig.ledger import FlagRow, MigrationRow, Records, StepRow, os_user
+from shardmig.ledger import os_user
 from shardmig.lint import History
 from shardmig.outcomes import Outcome
 from shardmig.plan import AcceptedPlan, Move, Plan, Statement, Switch, step_sha256
 from shardmig.planfile import dumps
+from shardmig.records import FlagRow, MigrationRow, Records, StepRow
 from shardmig.states import State
 from shardmig.todo import Held, Until, pending
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from moving import FLAG, VERSIONS, moving, notes, same_table
 
-from shardmig import ledger, switching
+from shardmig import switching
 from shardmig.config import SessionSettings, Shard
 from shardmig.errors import DrainTimeout, Fenced, LockNotObtained, SwitchRefused
 from shardmig.events import FlagSwitched
+from shardmig.records import read_log
 from shardmig.session import open_session
 from shardmig.states import State
+from shardmig.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -190,7 +192,7 @@ async def test_switching_back_is_one_commit_and_waits_for_nobody(shard: Shard, c
         await switching.flip(here.turn, await here.flag(), State.DUAL, reason="slow", listener=listen)
 
         assert [FlagSwitched("eu1", FLAG, State.LIVE, State.DUAL)] == heard
-        [*_, last] = await ledger.read_log(here.session)
+        [*_, last] = await read_log(here.session)
         assert ("slow", "LIVE", "DUAL") == (last.reason, last.before, last.after)
 
 
@@ -207,7 +209,7 @@ async def test_a_flip_is_refused_with_the_guard_that_is_missing(shard: Shard) ->
 async def test_a_runner_that_lost_its_turn_flips_nothing(shard: Shard) -> None:
     async with moving(shard, same_table(), T, dual=False) as here:
         row = await here.flag()
-        await ledger.Turn.take(here.session)
+        await Turn.take(here.session)
         with pytest.raises(Fenced):
             await switching.flip(here.turn, row, State.DUAL)
 

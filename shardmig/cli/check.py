@@ -22,7 +22,11 @@ def register(app: typer.Typer) -> None:
 
 
 def check(config: options.Config_ = None) -> None:
-    """Exit 1 unless every plan is written, is what its script renders to, is additive, and covers the models."""
+    """
+    Exit 1 unless every plan is written, is what its script renders to, is additive, and covers the models.
+
+    Application code that [lint] app names is judged too, as by `lint --app`.
+    """
     from shardmig import config as configuration
     from shardmig.cli import console
 
@@ -55,6 +59,7 @@ def _problems(here: Config) -> Iterator[str]:
     else:
         console.tell(f"{len(loaded)} plans, head {loaded[-1].plan.revision if loaded else 'none'}: additive")
         yield from _uncovered(here)
+    yield from _application(here)
 
 
 def _uncovered(here: Config) -> Iterator[str]:
@@ -78,3 +83,20 @@ def _uncovered(here: Config) -> Iterator[str]:
     else:
         known = len(found.draft.explained)
         console.tell("models: as the plans make them" + (f", but for {known} explained differences" if known else ""))
+
+
+def _application(here: Config) -> Iterator[str]:
+    """Say what in the application's code a new column would hurt, and which of its flags no plan has."""
+    from shardmig.cli import console
+    from shardmig.cli.lint import lint_application
+
+    if not here.lint.app:
+        return
+    linted = lint_application(here, [here.root / path for path in here.lint.app])
+    for note in linted.notes:
+        console.tell(f"note: {note}")
+    yield from map(str, linted.failures)
+    if linted.failures:
+        yield f"{len(linted.failures)} in the application; `shardmig lint --app PATH` shows each with its cure"
+    else:
+        console.tell(f"application: {linted.count} files, clean")

@@ -14,10 +14,12 @@ from shardmig.cli import options
 from shardmig.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardmig.config import Config
     from shardmig.lint.project import Linted
 
-__all__ = ["lint", "register"]
+__all__ = ["lint", "lint_application", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +36,7 @@ def lint(
     ] = None,
     app: Annotated[
         list[Path] | None,
-        typer.Option("--app", metavar="PATH", help="Application code that a column would hurt."),
+        typer.Option("--app", metavar="PATH", help="Application code: SQL that a column would hurt, flags that no plan has."),
     ] = None,
     prove: Annotated[bool, typer.Option("--prove", help="Also run the plans on a scratch server and look.")] = False,
     output: Annotated[
@@ -51,7 +53,7 @@ def lint(
     if app:
         if what or diff or prove:
             raise ConfigError("--app judges application code alone; leave the other arguments out")
-        linted = _application(here, app)
+        linted = lint_application(here, app)
     else:
         linted = _migrations(here, what, diff)
     form = output or ("github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text")
@@ -92,18 +94,28 @@ def _named(directory: Path, what: list[str]) -> list[Path]:
     return paths
 
 
-def _application(here: Config, paths: list[Path]) -> Linted:
+def lint_application(here: Config, paths: Sequence[Path]) -> Linted:
+    """
+    Judge application code against what the plans add and which flags they have.
+
+    Raises:
+        ConfigError: a path is not there.
+    """
     from shardmig.lint.added import Added, added
     from shardmig.lint.app import lint_app
     from shardmig.repository import loaded_plans
 
     if missing := [path for path in paths if not path.exists()]:
         raise ConfigError(f"{missing[0]}: no such file or directory; nothing was judged")
+    if not here.migrations_dir.is_dir():  # code may live in another repository than its migrations
+        return lint_app(paths)
     known = Added()
     home = here.lint.schemas[0] if here.lint.schemas else "public"
-    for loaded in loaded_plans(here) if here.migrations_dir.is_dir() else ():
-        known.include(added(loaded.plan, home))
-    return lint_app(paths, columns=known.tables)
+    plans = [loaded.plan for loaded in loaded_plans(here)]
+    for plan in plans:
+        known.include(added(plan, home))
+    asked = [plan.flag for plan in plans if plan.has_move or plan.protocol == "dual"]
+    return lint_app(paths, columns=known.tables, flags=[plan.flag for plan in plans], asked=asked)
 
 
 async def _prove(here: Config) -> bool:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from shardmig.fleet import ShardStatus
-    from shardmig.ledger import Records
     from shardmig.outcomes import Report
     from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.records import Records
 
 __all__ = ["show_gate", "show_history", "show_left", "show_report", "show_same", "show_status", "show_steps"]
 

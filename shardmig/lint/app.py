@@ -1,5 +1,5 @@
 """
-`lint --app PATH`: SQL in Python literals and .sql files that would notice a new column.
+`lint --app PATH`: SQL in Python literals and .sql files that would notice a new column, and flags that no plan has.
 
 What does not parse as SQL is not SQL for this mode: prose that begins with "select" costs nothing. Columns are known
 only as far as migrations created them.
@@ -7,163 +7,140 @@ only as far as migrations created them.
 
 from __future__ import annotations
 
-import ast
+import os
 import re
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardmig import sqltree
 from shardmig.lint.allowances import allowances
+from shardmig.lint.declarations import declarations, misnamed
+from shardmig.lint.literals import Text, filled, parsed_python, python_texts, sql_texts
 from shardmig.lint.project import Linted
 from shardmig.lint.rules import application as rules
 from shardmig.lint.scope import CATALOG_SCHEMAS
 from shardmig.sqltree import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from shardmig.lint.violation import Rule, Violation
 
 __all__ = ["lint_app", "lint_statement"]
 
 _SKIPPED = frozenset({".git", ".hg", ".tox", ".venv", "venv", "node_modules", "__pycache__", "site-packages", "build"})
-_BEGINS = re.compile(
-    r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*(?:SELECT|INSERT|UPDATE|DELETE|MERGE|WITH|COPY)\b", re.IGNORECASE | re.DOTALL
-)
-_GOES_ON = re.compile(r"\b(?:FROM|INTO|SET|VALUES|USING|TO|AS)\b|\*", re.IGNORECASE)
-_PARAMETER = re.compile(r"%\(\w+\)[sbt]|%[sbt]|(?<![:\w]):(?!=)[A-Za-z_]\w*|(?<![?@#\w])\?(?![|&?])")
 _ALLOWED = re.compile(r"--\s*shardmig:\s*allow\s+(SA\d{3})\s*--\s*(\S.*)", re.IGNORECASE)
 _WHOLE_ROW = frozenset({"to_json", "to_jsonb", "row_to_json", "json_agg", "jsonb_agg", "hstore"})
-_HOLE = "______"
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """One SQL text of an application: where it begins, and what its comments allow."""
-
-    path: str
-    sql: str
-    line: int
-    spread: bool  # whether its lines are the file's lines
-
-
-def lint_app(paths: Iterable[Path], *, columns: Mapping[str, Iterable[str]] | None = None) -> Linted:
+def lint_app(
+    paths: Iterable[Path],
+    *,
+    columns: Mapping[str, Iterable[str]] | None = None,
+    flags: Collection[str] | None = None,
+    asked: Collection[str] = (),
+) -> Linted:
     """
     Judge application code.
 
     Args:
         paths: files or directories; of directories every .py and .sql file.
         columns: table → columns, as far as known (`Added.tables`).
+        flags: the flags of all plans; None: what the code declares is not compared with anything.
+        asked: those of them whose state writers must ask; where whole directories are judged, a note names what no
+            file declares.
 
     Returns:
         Findings by file and line; files that cannot be read are named in the notes.
     """
-    known = {table: frozenset(names) for table, names in (columns or {}).items()}
-    found: list[Violation] = []
-    sources: dict[str, str] = {}
-    notes: list[str] = []
-    count = 0
+    paths = tuple(paths)
+    judged = _Application({table: frozenset(names) for table, names in (columns or {}).items()}, flags)
     for path in _files(paths):
+        judged.file(path)
+    if flags is not None and any(path.is_dir() for path in paths):
+        judged.note_undeclared(asked)
+    return Linted(tuple(judged.found), judged.sources, judged.count, tuple(judged.notes))
+
+
+class _Application:
+    """Files of an application, judged one after the other."""
+
+    def __init__(self, columns: Mapping[str, frozenset[str]], flags: Collection[str] | None) -> None:
+        self.columns = columns
+        self.flags = flags
+        self.declared: set[str] = set()
+        self.found: list[Violation] = []
+        self.sources: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.count = 0
+
+    def file(self, path: Path) -> None:
+        """Judge a file; one that cannot be read is noted."""
         try:
             source = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            notes.append(f"{path} could not be read: {error}")
-            continue
-        count += 1
-        before = len(found)
-        reader = _python if path.suffix == ".py" else _sql_file
-        for text in reader(str(path), source):
-            found += _judged(text, known)
-        if len(found) > before:
-            sources[str(path)] = source
-            found[before:] = _allowed(path, source, found[before:])
-    return Linted(tuple(found), sources, count, tuple(notes))
+            self.notes.append(f"{path} could not be read: {error}")
+            return
+        self.count += 1
+        found = list(self._python(str(path), source) if path.suffix == ".py" else self._sql(str(path), source))
+        if found:
+            self.sources[str(path)] = source
+            self.found += _allowed(path, source, found)
+
+    def note_undeclared(self, asked: Collection[str]) -> None:
+        """Note the flags that writers must ask and no file declares."""
+        missing = [flag for flag in asked if flag not in self.declared]
+        if missing:
+            self.notes.append(
+                f"no Flag(…) here names {', '.join(missing)}: before DUAL, code that writes these rows has to"
+            )
+
+    def _sql(self, path: str, source: str) -> Iterator[Violation]:
+        for text in sql_texts(path, source):
+            yield from _judged(text, self.columns)
+
+    def _python(self, path: str, source: str) -> Iterator[Violation]:
+        tree = parsed_python(source)
+        if tree is None:
+            return
+        for text in python_texts(path, tree):
+            yield from _judged(text, self.columns)
+        for declaration in declarations(tree):
+            self.declared.add(declaration.flag)
+            if self.flags is not None and declaration.flag not in self.flags:
+                yield replace(
+                    misnamed(declaration, self.flags), path=path, line=declaration.line, column=declaration.column
+                )
 
 
 def lint_statement(sql: str, *, columns: Mapping[str, frozenset[str]] | None = None) -> list[Violation]:
     """Judge one SQL text of an application; what does not parse is nothing."""
-    return _judged(_Text("", sql, 1, spread=True), columns or {})
+    return _judged(Text("", sql, 1, spread=True), columns or {})
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            for inner in sorted(path.rglob("*")):
-                if (
-                    inner.suffix in (".py", ".sql")
-                    and inner.is_file()
-                    and not _SKIPPED & {*inner.relative_to(path).parts}
-                ):
-                    yield inner
+            for directory, names, files in os.walk(path):
+                names[:] = sorted(name for name in names if _is_own(Path(directory, name)))
+                yield from (Path(directory, name) for name in sorted(files) if name.endswith((".py", ".sql")))
         else:
             yield path
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Finding SQL
-
-
-def _sql_file(path: str, source: str) -> Iterator[_Text]:
-    """Yield the statements of a .sql file, psql's own lines blanked out: one that is no SQL hides no other."""
-    text = re.sub(r"(?m)^[ \t]*\\[^\n]*$", "", source)
-    try:
-        ends = [token.offset for token in sqltree.tokens(_filled(text)) if token.text == ";"]
-    except sqltree.SqlError:
-        ends = []
-    start = 0
-    for end in [*ends, len(text)]:
-        if text[start:end].strip():
-            yield _Text(path, text[start:end], text.count("\n", 0, start) + 1, spread=True)
-        start = end + 1
-
-
-def _python(path: str, source: str) -> Iterator[_Text]:
-    """Yield the literals of a Python file that look like SQL."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return
-    inner: set[int] = set()
-    for node in ast.walk(tree):
-        if id(node) in inner or not isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                inner.add(id(node.value))  # a docstring
-            continue
-        text = _literal(node)
-        if text is None:
-            continue
-        inner.update(id(child) for child in ast.walk(node))
-        if _BEGINS.match(text) and _GOES_ON.search(text):
-            spread = (node.end_lineno or node.lineno) - node.lineno == text.count("\n")
-            yield _Text(path, text, node.lineno, spread=spread)
-
-
-def _literal(node: ast.expr) -> str | None:
-    """Return the text of a literal; what is put in at run time becomes a hole."""
-    match node:
-        case ast.Constant(value=str(value)):
-            return value
-        case ast.JoinedStr(values=values):
-            return "".join(_literal(value) or _HOLE for value in values)
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            first = _literal(left)
-            return None if first is None else first + (_literal(right) or _HOLE)
-        case ast.BinOp(left=left, op=ast.Mod()):
-            return _literal(left)
-    return None
+def _is_own(directory: Path) -> bool:
+    """Whether a directory holds the application's own code; a virtual environment of any name does not."""
+    return directory.name not in _SKIPPED and not (directory / "pyvenv.cfg").exists()
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Judging it
 
 
-def _judged(text: _Text, columns: Mapping[str, frozenset[str]]) -> list[Violation]:
+def _judged(text: Text, columns: Mapping[str, frozenset[str]]) -> list[Violation]:
     for filler in "1", "_":  # parameters are values, or else names
-        sql = _filled(text.sql, filler)
+        sql = filled(text.sql, filler)
         try:
             statements = sqltree.parse(sql.replace("\r", " ").replace("\0", " "))
         except sqltree.SqlError:
@@ -175,11 +152,6 @@ def _judged(text: _Text, columns: Mapping[str, frozenset[str]]) -> list[Violatio
     for statement in statements:
         query.statement(statement)
     return query.found
-
-
-def _filled(sql: str, filler: str = "1") -> str:
-    """Put constants or names of the same length in the place of parameters, so that places stay true."""
-    return _PARAMETER.sub(lambda match: "1".ljust(len(match[0])) if filler == "1" else filler * len(match[0]), sql)
 
 
 def _allowed(path: Path, source: str, found: list[Violation]) -> list[Violation]:
@@ -204,7 +176,7 @@ def _allowed(path: Path, source: str, found: list[Violation]) -> list[Violation]
 class _Queries:
     """The statements of one text."""
 
-    def __init__(self, text: _Text, sql: str, columns: Mapping[str, frozenset[str]]) -> None:
+    def __init__(self, text: Text, sql: str, columns: Mapping[str, frozenset[str]]) -> None:
         self.text = text
         self.sql = sql
         self.columns = columns

@@ -1,4 +1,4 @@
-"""SA0xx: application code that would notice a new column."""
+"""SA0xx: application code that would notice a new column, or asks for a flag that nobody has."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ __all__ = [
     "RowCast",
     "SelectStar",
     "UnionStar",
+    "UnknownFlag",
     "UnqualifiedInJoin",
     "WholeRow",
 ]
@@ -170,3 +171,18 @@ class WholeRow(Rule):
     notices = "documents silently hold one key more"
     VALID = ("SELECT to_jsonb(c.name) FROM customer c",)
     INVALID = ("SELECT to_jsonb(c) FROM customer c", "SELECT c::text FROM customer c")
+
+
+class UnknownFlag(Rule):
+    """
+    Finds `Flag("…")` whose name no plan has.
+
+    Why: a flag without a row is OLD, as it has to be before its migration reaches a shard. So a misspelt one is OLD for
+    ever: no error anywhere, old is read and written in LIVE, too, and the check before LIVE blames the rows.
+    Example: `SPLIT_NAME = Flag("splt_name")`.
+    Use instead: the flag's name as `shardmig plan` and `shardmig status` show it, the revision without its number
+    unless the script says `flag = "…"`.
+    """
+
+    code, name, context, ignorable = "SA011", "unknown-flag", "application", True
+    notices = "every shard is OLD for it, whatever its state"

@@ -1,0 +1,282 @@
+"""
+The records of one shard: what its ledger says was done there, and in which state each flag is.
+
+Reading everything is one flight of queries; whoever reads needs no turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from psycopg import errors as pg
+
+from shardmig.errors import PreflightFailed, ShardError, WrongShard
+from shardmig.ledger import LEDGER_VERSION
+from shardmig.session import Query
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from datetime import datetime
+
+    from shardmig.session import Result, Session
+
+__all__ = [
+    "STEP_COLUMNS",
+    "FlagRow",
+    "LogRow",
+    "MigrationRow",
+    "Records",
+    "StepRow",
+    "flags_of",
+    "flags_query",
+    "last_states",
+    "read_flags",
+    "read_log",
+    "read_records",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FlagRow:
+    """A flag as the ledger has it; `drained`, `new_valid`, `old_valid` are the guards of its edges."""
+
+    flag: str
+    revision: str
+    state: int
+    has_move: bool
+    cross_table: bool
+    needs: list[str]
+    drained: bool
+    new_valid: bool
+    old_valid: bool
+    epoch: int
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRow:
+    """A plan begun on this shard, with the text that was executed."""
+
+    revision: str
+    position: int
+    flag: str
+    sha256: str
+    plan: str
+    started_at: datetime
+    finished_at: datetime | None
+    started_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """
+    One step's record.
+
+    Keys (`upto`, `cursor`, `check_cursor`) are the text forms of the key columns, one element a column. `waiting` says
+    why a move rests at the moment, `paused` that an operator wants it to.
+    """
+
+    revision: str
+    number: int
+    kind: str
+    sha256: str
+    status: str
+    term: int
+    attempts: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: str | None
+    direction: str | None
+    bounded_at: datetime | None
+    upto: list[str] | None
+    cursor: list[str] | None
+    rows: int
+    batches: int
+    rows_estimated: int | None
+    check_cursor: list[str] | None
+    checked_at: datetime | None
+    waiting: str | None
+    paused: str | None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left of this step."""
+        return self.status == "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class LogRow:
+    """One line of the append-only log."""
+
+    at: datetime
+    action: str
+    flag: str | None
+    revision: str | None
+    before: str | None
+    after: str | None
+    reason: str | None
+    session_user_name: str
+    os_user: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """
+    Everything the ledger knows about one shard, read in one flight.
+
+    Attributes:
+        shard: the shard's name.
+        epoch: token of the present flags.
+        maintenance: 0 none, 1 read-only, 2 offline; `reason` says why.
+        term: term of the last runner.
+        holder: who that was, and `since` when; None when its turn is over.
+        flags: by name.
+        migrations: by revision, in the order of the history.
+        steps: by revision and number.
+    """
+
+    shard: str
+    epoch: int = 0
+    maintenance: int = 0
+    reason: str | None = None
+    term: int = 0
+    holder: str | None = None
+    since: datetime | None = None
+    flags: dict[str, FlagRow] = field(default_factory=dict)
+    migrations: dict[str, MigrationRow] = field(default_factory=dict)
+    steps: dict[tuple[str, int], StepRow] = field(default_factory=dict)
+
+    def state(self, flag: str) -> State:
+        """Return a flag's state; no row is OLD."""
+        row = self.flags.get(flag)
+        return State.OLD if row is None else State(row.state)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Read
+
+_SHARD = """
+SELECT s.shard, s.schema_name, shardmig.ledger_version(), s.epoch, s.maintenance, s.reason, r.term, r.holder, r.since
+FROM shardmig.shard s JOIN shardmig.runner r USING (shard) WHERE s.shard = $1 OR s.schema_name = $2"""
+_FLAGS = """
+SELECT flag, revision, state, has_move, cross_table, needs, drained, new_valid, old_valid, epoch, changed_at
+FROM shardmig.flag WHERE shard = $1 ORDER BY revision"""
+_MIGRATIONS = """
+SELECT revision, position, flag, sha256, CASE WHEN sha256 = ANY ($2::text[]) THEN '' ELSE plan END, started_at,
+    finished_at, started_by
+FROM shardmig.migration WHERE shard = $1 ORDER BY position"""
+STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
+    bounded_at, upto, cursor, rows, batches, rows_estimated, check_cursor, checked_at, waiting,
+    paused"""
+_STEPS = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 ORDER BY revision, number"
+_LOG = """
+SELECT at, action, flag, revision, before, after, reason, session_user_name, os_user
+FROM shardmig.log WHERE shard = $1 ORDER BY id"""
+
+
+async def read_records(session: Session, *, known: Collection[str] = ()) -> Records | None:
+    """
+    Read everything about a session's shard, in one round trip.
+
+    Args:
+        session: on the shard.
+        known: hashes of plans whose text the caller has; for these `MigrationRow.plan` is empty.
+
+    Returns:
+        None when the database has no ledger yet, or has one that does not know this shard's schema yet.
+
+    Raises:
+        WrongShard: the schema is another shard's, or the name another schema's; nothing was written.
+        PreflightFailed: the ledger is another role's.
+    """
+    name = session.shard.name
+    try:
+        found, flags, migrations, steps = await session.flight(
+            [
+                Query(_SHARD, [name, session.shard.schema_name]),
+                Query(_FLAGS, [name]),
+                Query(_MIGRATIONS, [name, list(known)]),
+                Query(_STEPS, [name]),
+            ]
+        )
+    except (pg.UndefinedTable, pg.InvalidSchemaName):
+        return None
+    except pg.InsufficientPrivilege as error:
+        raise _not_ours(session, error) from error
+    row = _own_row(session, found.rows)
+    if row is None:
+        return None
+    epoch, maintenance, reason, term, holder, since = row
+    return Records(
+        shard=name,
+        epoch=epoch,
+        maintenance=maintenance,
+        reason=reason,
+        term=term,
+        holder=holder,
+        since=since,
+        flags=flags_of(flags),
+        migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
+        steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},
+    )
+
+
+def _not_ours(session: Session, error: pg.Error) -> PreflightFailed:
+    role = session.settings.owner or session.login
+    return PreflightFailed(
+        f"role {role} is not the one that the ledger belongs to ({error.diag.message_primary}); set session.owner to "
+        "the owner of schema shardmig, as \\dn in psql shows it",
+        shard=session.shard.name,
+    )
+
+
+def _own_row(session: Session, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
+    """Return what the ledger says of this shard itself; refuse to take another shard's for it."""
+    shard = session.shard
+    if not rows:
+        return None
+    if len(rows) > 1 or rows[0][:2] != (shard.name, shard.schema_name):
+        name, schema = next(row[:2] for row in rows if row[:2] != (shard.name, shard.schema_name))
+        raise WrongShard(
+            f"{shard.address} schema {schema!r} is shard {name!r}; correct the url or schema of {shard.name!r}, "
+            "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
+            shard=shard.name,
+        )
+    _, _, version, *own = rows[0]
+    if version > LEDGER_VERSION:
+        raise ShardError(
+            f"its ledger is version {version}, this shardmig knows {LEDGER_VERSION}; upgrade shardmig here",
+            shard=shard.name,
+        )
+    return tuple(own)
+
+
+async def read_flags(session: Session) -> dict[str, FlagRow]:
+    """Read the flags alone, by name; the ledger is there."""
+    [found] = await session.flight([flags_query(session.shard.name)])
+    return flags_of(found)
+
+
+def flags_query(shard: str) -> Query:
+    """Ask for the flags as part of another flight."""
+    return Query(_FLAGS, (shard,))
+
+
+def flags_of(found: Result) -> dict[str, FlagRow]:
+    """Read what `flags_query` returned."""
+    return {row[0]: FlagRow(*row) for row in found.rows}
+
+
+async def last_states(session: Session) -> tuple[tuple[str, str], ...]:
+    """Name the state of each flag for a report; none where there is no ledger, or no connection any more."""
+    try:
+        return tuple((row.flag, State(row.state).name) for row in (await read_flags(session)).values())
+    except (pg.Error, ShardError):
+        return ()
+
+
+async def read_log(session: Session) -> list[LogRow]:
+    """Read the append-only log of a shard, oldest line first."""
+    return await session.fetch(LogRow, _LOG, [session.shard.name])

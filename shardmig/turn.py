@@ -1,0 +1,249 @@
+"""
+The turn: whose it is to write as runner, and what a runner records.
+
+Recording is done by server-side functions (`ledger.sql`) whose first write is the step row itself, so that a record
+commits with what it records and a runner that lost its turn writes nothing. Such a statement is a `Query`, ready to be
+put into a flight.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from psycopg import errors as pg
+
+from shardmig.errors import Fenced, ShardError
+from shardmig.ledger import os_user, translated
+from shardmig.plan import step_sha256
+from shardmig.records import STEP_COLUMNS, StepRow
+from shardmig.session import Query
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from shardmig.plan import Plan
+    from shardmig.session import Result, Session
+
+__all__ = ["Turn", "begin_migration", "finish_migration", "holder_name", "in_turn"]
+
+_CLAIM = f"SELECT {STEP_COLUMNS} FROM shardmig.claim_step($1, $2, $3, $4)"
+
+
+def holder_name() -> str:
+    """Name this runner for others: user, host and process."""
+    return f"{os_user()}@{socket.gethostname()} pid {os.getpid()}"
+
+
+class Turn:
+    """
+    A runner's turn on one shard: its session, which holds the shard's lock, and its term, which fences its writes.
+
+    Attributes:
+        session: the connection; the same object after a renewal.
+        term: raised by every take and every renewal.
+    """
+
+    __slots__ = ("_raised", "session", "term")
+
+    def __init__(self, session: Session, term: int) -> None:
+        self.session = session
+        self.term = term
+        self._raised = 0
+
+    @classmethod
+    async def take(cls, session: Session) -> Turn:
+        """Become the one who writes to this shard; the session holds its runner lock and the ledger is there."""
+        return (await cls.take_and(session, []))[0]
+
+    @classmethod
+    async def take_and(cls, session: Session, queries: Sequence[Query]) -> tuple[Turn, list[Result]]:
+        """Take the turn and write in the same transaction; return what the queries returned."""
+        with translated(session.shard.name):
+            taken, *results = await session.transact([_raise_term(session), *queries])
+        return cls(session, int(taken.value)), results
+
+    @property
+    def shard(self) -> str:
+        """The shard's name."""
+        return self.session.shard.name
+
+    async def renew(self) -> None:
+        """
+        Reconnect after a broken connection and raise the term, so that nothing of the old connection counts any more.
+
+        Raises:
+            Fenced: another runner worked here meanwhile.
+        """
+        await self.session.reconnect()
+        # A raise whose answer was lost may have happened. Taking another runner's for ours does no harm: this session
+        # holds the shard's lock and the newest term, and every step is claimed and read anew.
+        self._raised += 1
+        [taken] = await self.session.flight([_raise_term(self.session)])
+        term = int(taken.value)
+        if term > self.term + self._raised:
+            raise Fenced(None, shard=self.shard)
+        self.term, self._raised = term, 0
+
+    async def claim(self, revision: str, number: int) -> StepRow:
+        """
+        Put this term into a step row, then read the row.
+
+        Waits for the row's lock, so a transaction in doubt has ended one way or the other when the cursor is read.
+
+        Raises:
+            Fenced: another runner took the shard over.
+        """
+        with translated(self.shard, f"{revision} step {number}"):
+            [claimed] = await self.session.flight([self.claiming(revision, number)])
+        return StepRow(*claimed.rows[0])
+
+    def claiming(self, revision: str, number: int) -> Query:
+        """Claim a step in the transaction that does it: for a step that nobody can have done."""
+        return Query(_CLAIM, (self.shard, revision, number, self.term))
+
+    def hold(self) -> Query:
+        """Refuse the transaction unless this is still our turn; a successor waits until it ends."""
+        return Query("SELECT shardmig.hold_turn($1, $2)", (self.shard, self.term))
+
+    def record_step(self, revision: str, number: int) -> Query:
+        """Record a step as done: the first write of the transaction that does it."""
+        return Query("SELECT shardmig.record_step($1, $2, $3, $4)", (self.shard, revision, number, self.term))
+
+    def record_switches(self, revision: str, numbers: Sequence[int]) -> Query:
+        """Record that a flip took these steps, and that the plan is finished if they were the last; behind `hold`."""
+        return Query(
+            "WITH flipped AS (UPDATE shardmig.step SET status = 'DONE', finished_at = clock_timestamp(), error = NULL, "
+            "started_at = coalesce(started_at, clock_timestamp()), attempts = attempts + 1, term = $4 "
+            "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[]) AND status <> 'DONE') "
+            "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()) "
+            "WHERE shard = $1 AND revision = $2 AND NOT EXISTS (SELECT FROM shardmig.step s WHERE s.shard = $1 "
+            "AND s.revision = $2 AND s.status <> 'DONE' AND s.number <> ALL ($3::int[]))",
+            (self.shard, revision, list(numbers), self.term),
+        )
+
+    def record_batch(
+        self, revision: str, number: int, *, expected: list[str] | None, reached: list[str] | None, rows: int
+    ) -> Query:
+        """Record a batch: the cursor goes from `expected` to `reached`, the first write of the batch's transaction."""
+        return Query(
+            "SELECT shardmig.record_batch($1, $2, $3, $4, $5, $6, $7)",
+            (self.shard, revision, number, self.term, expected, reached, rows),
+        )
+
+    def begin_move(
+        self, revision: str, number: int, direction: str, *, upto: list[str] | None, rows_estimated: int | None
+    ) -> Query:
+        """Note where a move ends and start it from nothing; refused unless the flag's state is drained (W1, W5)."""
+        return Query(
+            "SELECT shardmig.begin_move($1, $2, $3, $4, $5, $6, $7)",
+            (self.shard, revision, number, self.term, direction, upto, rows_estimated),
+        )
+
+    def record_check(
+        self, revision: str, number: int, *, expected: list[str] | None, reached: list[str] | None, finished: bool
+    ) -> Query:
+        """Record how far rows were compared; the check's cursor goes from `expected` to `reached`."""
+        return Query(
+            "SELECT shardmig.record_check($1, $2, $3, $4, $5, $6, $7)",
+            (self.shard, revision, number, self.term, expected, reached, finished),
+        )
+
+    def record_waiting(self, revision: str, number: int, reason: str | None) -> Query:
+        """Say why a move rests, for whoever looks at the shard; None when it goes on."""
+        return Query(
+            "UPDATE shardmig.step SET waiting = $5 WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4",
+            (self.shard, revision, number, self.term, reason),
+        )
+
+    def record_failure(self, revision: str, number: int, error: str) -> Query:
+        """Keep the reason why a step failed; what it did was rolled back."""
+        return Query(
+            "UPDATE shardmig.step SET status = 'FAILED', error = $5 "
+            "WHERE shard = $1 AND revision = $2 AND number = $3 AND term <= $4 AND status <> 'DONE'",
+            (self.shard, revision, number, self.term, error[:2000]),
+        )
+
+    def reopen_steps(self, revision: str, numbers: Sequence[int]) -> Query:
+        """
+        Make steps that this revision has behind it lie ahead again.
+
+        Together with a flip back this says that the runner took it, not people: apply goes forward again.
+        """
+        return Query(
+            "WITH unfinished AS (UPDATE shardmig.migration SET finished_at = NULL WHERE shard = $1 AND revision = $2) "
+            "UPDATE shardmig.step SET status = 'PENDING', finished_at = NULL "
+            "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[]) AND term <= $4",
+            (self.shard, revision, list(numbers), self.term),
+        )
+
+    def end(self) -> Query:
+        """Say that nobody works on the shard any more; a successor's entry is left alone."""
+        return Query(
+            "UPDATE shardmig.runner SET holder = NULL, since = NULL WHERE shard = $1 AND term = $2",
+            (self.shard, self.term),
+        )
+
+
+@asynccontextmanager
+async def in_turn(session: Session) -> AsyncIterator[Turn]:
+    """Hold the turn for a piece of work, and say afterwards that nobody works on the shard any more."""
+    turn = await Turn.take(session)
+    try:
+        yield turn
+    finally:
+        with suppress(pg.Error, ShardError):
+            await session.flight([turn.end()])
+
+
+def _raise_term(session: Session) -> Query:
+    return Query(
+        "UPDATE shardmig.runner SET term = term + 1, holder = $2, since = clock_timestamp() WHERE shard = $1 "
+        "RETURNING term",
+        (session.shard.name, holder_name()),
+    )
+
+
+def begin_migration(shard: str, plan: Plan, *, position: int, text: str) -> list[Query]:
+    """
+    Enter a plan, its steps and its flag; everything is there already when it was begun before.
+
+    The plan kept is the one first begun: `pending` compares it with the committed one.
+    """
+    touch = any(move.touch_source for _, move in plan.moves)
+    return [
+        Query(
+            "INSERT INTO shardmig.migration (shard, revision, position, flag, sha256, plan, started_by) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            (shard, plan.revision, position, plan.flag, plan.sha256, text, holder_name()),
+        ),
+        Query(
+            "INSERT INTO shardmig.step (shard, revision, number, kind, sha256) "
+            "SELECT $1, $2, n, k, h FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h) "
+            "ON CONFLICT DO NOTHING",
+            (
+                shard,
+                plan.revision,
+                list(range(1, len(plan.steps) + 1)),
+                [step.kind for step in plan.steps],
+                [step_sha256(step) for step in plan.steps],
+            ),
+        ),
+        Query(
+            "INSERT INTO shardmig.flag (shard, flag, revision, has_move, cross_table, touch_source, needs) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            (shard, plan.flag, plan.revision, plan.has_move, plan.cross_table, touch, list(plan.needs)),
+        ),
+    ]
+
+
+def finish_migration(shard: str, revision: str) -> Query:
+    """Note that no step of a plan is left, if that is so."""
+    return Query(
+        "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()) "
+        "WHERE shard = $1 AND revision = $2 AND NOT EXISTS (SELECT FROM shardmig.step s "
+        "WHERE s.shard = $1 AND s.revision = $2 AND s.status <> 'DONE')",
+        (shard, revision),
+    )
