@@ -10,23 +10,24 @@ one packet, so that no lock is ever held while the network is waited for.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime  # noqa: TC003 - class_row fills the field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psycopg
 from psycopg.rows import class_row, tuple_row
 
-from shardmig.errors import InDoubt, ShardBusy, ShardUnreachable, StepFailed
+from shardmig.errors import InDoubt, ShardUnreachable, StepFailed
+from shardmig.flight import Query, Result, current_settings, set_settings
 from shardmig.handshake import SET_ROLE, Answers, connect, judge, not_ready, questions
+from shardmig.holder import LOCK_CLASS, LOCKS, Holder, meet_holder
 from shardmig.pgerrors import first_line, is_connection_lost, is_transient, pointer, sqlstate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from psycopg.rows import AsyncRowFactory
 
     from shardmig.config import SessionSettings, Shard
+    from shardmig.holder import Purpose
 
 __all__ = [
     "LOCK_CLASS",
@@ -42,64 +43,7 @@ __all__ = [
 ]
 
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
-Purpose = Literal["run", "read"]
 T = TypeVar("T")
-
-LOCK_CLASS = 0x53686D67
-"""
-First key of the advisory lock that every session of shardmig holds, shared, as (LOCK_CLASS, 0).
-
-A drain tells by it who is one of us: locktype 'advisory', classid LOCK_CLASS, objsubid 2. It is also the seed of the
-runner's own, exclusive lock on the hash of the shard's name.
-"""
-
-_DYING_MS = 500  # the server takes a moment to notice that a runner was killed
-_TAKE_OVER_WAIT_MS = 5_000  # for a terminated backend to let go of its locks
-
-
-class Query(NamedTuple):
-    """One statement and its parameters, written $1, $2, …"""
-
-    sql: str
-    params: Sequence[object] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """
-    What one statement of a flight returned.
-
-    Attributes:
-        rows: in the server's order; empty for a statement that returns none.
-        rowcount: rows returned or written; -1 when the statement has no count.
-    """
-
-    rows: list[tuple[Any, ...]]
-    rowcount: int
-
-    @property
-    def value(self) -> Any:  # noqa: ANN401 - whatever the caller selected
-        """The first column of the first row; None without a row."""
-        return self.rows[0][0] if self.rows else None
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a shard's runner lock; what this role may not see is None."""
-
-    pid: int
-    role: str | None
-    application: str | None
-    client: str | None
-    since: datetime | None
-
-    def __str__(self) -> str:
-        """Describe the holder in one line."""
-        since = f", connected since {self.since:%Y-%m-%d %H:%M:%S %Z}" if self.since else ""
-        return (
-            f"backend {self.pid} of role {self.role or '(not visible)'}, "
-            f"application {self.application or '(unnamed)'}, from {self.client or 'a local socket'}{since}"
-        )
 
 
 class Session:
@@ -145,12 +89,12 @@ class Session:
         Its timeouts, none by default, are set on the session before it and the usual ones afterwards.
         """
         timeouts = {"lock_timeout": f"{lock_timeout_ms}ms", "statement_timeout": f"{statement_timeout_ms}ms"}
-        before = (await self.flight([_current(timeouts), _set(timeouts, local=False)]))[0].value
+        before = (await self.flight([current_settings(timeouts), set_settings(timeouts, local=False)]))[0].value
         try:
             await self.flight([Query(sql)])
         finally:
             if not self.connection.broken and not self.connection.closed:
-                await self.flight([_set(dict(zip(timeouts, before, strict=True)), local=False)])
+                await self.flight([set_settings(dict(zip(timeouts, before, strict=True)), local=False)])
 
     async def fetch(self, record: type[T], sql: str, params: Sequence[object] = ()) -> list[T]:
         """Run one SELECT and return its rows as records; column names are the record's fields."""
@@ -170,7 +114,7 @@ class Session:
         """
         if self.settings.owner is None:
             return await self.fetch(record, sql, params)
-        flight = [Query("BEGIN READ ONLY"), _set({"role": "none"}), Query(sql, params), Query("COMMIT")]
+        flight = [Query("BEGIN READ ONLY"), set_settings({"role": "none"}), Query(sql, params), Query("COMMIT")]
         try:
             return (await self._fly(flight, class_row(record), only=2))[2][1]
         except psycopg.Error:
@@ -208,7 +152,7 @@ class Session:
             InDoubt: the connection broke, and nobody here knows whether COMMIT arrived.
             psycopg.Error: a statement failed and everything was rolled back; `failed` names it.
         """
-        prelude = [Query(f"BEGIN ISOLATION LEVEL {isolation}"), *([_set(local)] if local else [])]
+        prelude = [Query(f"BEGIN ISOLATION LEVEL {isolation}"), *([set_settings(local)] if local else [])]
         try:
             results = await self.flight([*prelude, *queries, Query("COMMIT")])
         except psycopg.Error as error:
@@ -228,7 +172,7 @@ class Session:
         Raises:
             InDoubt: the connection broke during COMMIT.
         """
-        await self.flight([Query(f"BEGIN ISOLATION LEVEL {isolation}"), *([_set(local)] if local else [])])
+        await self.flight([Query(f"BEGIN ISOLATION LEVEL {isolation}"), *([set_settings(local)] if local else [])])
         try:
             yield
         except BaseException:
@@ -303,7 +247,7 @@ class Session:
         asked = questions(self.shard, self.settings, backend_pid=pid, server_version=info.server_version)
         role = [Query(SET_ROLE, (pid, owner))] if owner else []
         try:
-            flight = await self.flight([Query(*asked), *role, Query(_LOCKS[self.purpose], (pid, self.shard.name))])
+            flight = await self.flight([Query(*asked), *role, Query(LOCKS[self.purpose], (pid, self.shard.name))])
         except psycopg.Error as error:
             if self.failed is None or self.failed.sql != SET_ROLE:
                 raise ShardUnreachable(
@@ -327,38 +271,7 @@ class Session:
                 f"GRANT USAGE, CREATE ON SCHEMA {self.shard.schema_name} TO {owner or self.login}",
             )
         if not locked:
-            await self._meet_holder(take_over=take_over)
-
-    async def _meet_holder(self, *, take_over: bool) -> None:
-        """Wait a moment for the runner lock; then say who holds it or, on request, end that backend."""
-        name = self.shard.name
-        if not take_over and await self._lock_within(_DYING_MS):
-            return
-        holders = await self.observe(Holder, _HOLDER, (name,))
-        who = str(holders[0]) if holders else "a runner that has just ended"
-        if not take_over:
-            raise ShardBusy(
-                f"another runner works on this shard: {who}; wait for it, or take over if it is gone for good",
-                shard=name,
-            )
-        try:
-            await self._as_login(Query(_END_HOLDER, (name,)))
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise ShardBusy(f"may not end {who}; GRANT pg_signal_backend TO {self.login}", shard=name) from error
-        if not await self._lock_within(_TAKE_OVER_WAIT_MS):
-            raise ShardBusy(f"did not end in time: {who}; end that server process", shard=name)
-        self.took_over = holders[0] if holders else None
-
-    async def _lock_within(self, limit_ms: int) -> bool:
-        """Wait for the runner lock; False when somebody still holds it afterwards."""
-        try:
-            await self.transact([Query(_WAIT_FOR_LOCK, (self.shard.name,))], local={"lock_timeout": f"{limit_ms}ms"})
-        except psycopg.errors.LockNotAvailable:
-            return False
-        return True
-
-    async def _as_login(self, query: Query) -> Result:
-        return (await self.transact([query], local={"role": "none"}))[0]
+            self.took_over = await meet_holder(self, take_over=take_over) or self.took_over
 
     async def _fly(
         self, queries: Sequence[Query], factory: AsyncRowFactory[T], *, only: int | None = None
@@ -422,45 +335,3 @@ async def open_session(
         yield session
     finally:
         await session.close()
-
-
-def _set(values: Mapping[str, str], *, local: bool = True) -> Query:
-    calls = ", ".join(f"set_config(${n}, ${n + 1}, {local})" for n in range(1, 2 * len(values), 2))
-    return Query(f"SELECT ARRAY[{calls}]", [x for pair in values.items() for x in pair])
-
-
-def _current(names: Iterable[str]) -> Query:
-    named = list(names)
-    return Query(f"SELECT ARRAY[{', '.join(f'current_setting(${n})' for n in range(1, len(named) + 1))}]", named)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The locks of a session; behind `pg_backend_pid() = $1`, as everything in the handshake
-
-
-_RUNNER_LOCK = f"hashtextextended('shardmig ' || $2, {LOCK_CLASS})"
-_PRESENCE = f"pg_try_advisory_lock_shared({LOCK_CLASS}, 0)"
-_LOCKS: dict[Purpose, str] = {
-    "read": f"SELECT current_schema()::text, pg_backend_pid() = $1 AND {_PRESENCE} AND $2::text IS NOT NULL",
-    "run": f"""
-SELECT current_schema()::text,
-       pg_backend_pid() = $1 AND {_PRESENCE} AND NOT pg_is_in_recovery() AND pg_try_advisory_lock({_RUNNER_LOCK})
-""",
-}
-
-# The bigint form of an advisory lock keeps its upper half in classid, its lower half in objid, and 1 in objsubid.
-_HELD = f"""
-SELECT l.pid FROM pg_locks AS l
-WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND ((l.classid::bigint << 32) | l.objid::bigint) = {_RUNNER_LOCK.replace("$2", "$1")}
-"""
-
-_HOLDER = f"""
-SELECT held.pid, a.usename::text AS role, nullif(a.application_name, '') AS application, host(a.client_addr) AS client,
-       a.backend_start AS since
-FROM ({_HELD}) AS held LEFT JOIN pg_stat_activity AS a USING (pid)
-"""
-
-_END_HOLDER = f"SELECT pg_terminate_backend(held.pid) FROM ({_HELD}) AS held"
-_WAIT_FOR_LOCK = f"SELECT pg_advisory_lock({_RUNNER_LOCK.replace('$2', '$1')})"
