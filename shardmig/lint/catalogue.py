@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmig.lint.rules import application, expressions, moves, script, structure, text
+from shardmig.lint.rules import application, expressions, indexes, moves, script, structure, tables, text
 from shardmig.lint.violation import Rule
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ def _rules_of(module: ModuleType) -> list[type[Rule]]:
     ]
 
 
+_MODULES = (text, structure, tables, indexes, moves, expressions, script, application)
 RULES: tuple[type[Rule], ...] = tuple(
     sorted(
-        (rule for module in (text, structure, moves, expressions, script, application) for rule in _rules_of(module)),
+        (rule for module in _MODULES for rule in _rules_of(module)),
         key=lambda rule: (("SM", "SP", "SA").index(rule.code[:2]), rule.code),
     )
 )

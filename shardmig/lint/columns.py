@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from shardmig.lint import datatypes, functions, options, tables
 from shardmig.lint.expressions import DEFAULT_OF_OLD, collation, expression, type_of
-from shardmig.lint.rules import structure as rules
+from shardmig.lint.rules.structure import AltersExisting, Destroys, IfExists, Rights
+from shardmig.lint.rules.tables import (
+    AddsConstraint,
+    AddsGenerated,
+    AddsIdentity,
+    NotNullWithoutDefault,
+    OnlyParent,
+    OwnValuePerShard,
+    RewritesTable,
+)
 from shardmig.lint.rules.text import UnknownSyntax
 from shardmig.sqltree import Node
 
@@ -30,12 +39,12 @@ def alter_table(judge: Judge, statement: Node) -> None:
         return
     judge.known(
         statement,
-        but={"missing_ok": (rules.IfExists, "IF EXISTS passes silently where the table is missing; leave it out")},
+        but={"missing_ok": (IfExists, "IF EXISTS passes silently where the table is missing; leave it out")},
     )
     relation: Node = statement.get("relation")
     table = judge.relation(relation)
     if not relation.get("inh"):
-        judge.refuse(rules.OnlyParent, relation, "ONLY fails where the table has children; leave it out")
+        judge.refuse(OnlyParent, relation, "ONLY fails where the table has children; leave it out")
     added = [command.get("def") for command in statement.get("cmds", []) if command.get("subtype") == "AT_AddColumn"]
     options.column_names(judge, added)
     for command in statement.get("cmds", []):
@@ -46,7 +55,7 @@ def alter_table(judge: Judge, statement: Node) -> None:
             command,
             but={
                 "missing_ok": (
-                    rules.IfExists,
+                    IfExists,
                     "IF NOT EXISTS queues for the lock even when it does nothing, and hides a wrong type; leave it out",
                 )
             },
@@ -61,11 +70,11 @@ def alter_table(judge: Judge, statement: Node) -> None:
 
 def _other_object(judge: Judge, statement: Node, kind: str) -> None:
     subtypes = {command.get("subtype") for command in statement.get("cmds", [])}
-    rule: type[Rule] = rules.AltersExisting
+    rule: type[Rule] = AltersExisting
     if subtypes == {"AT_ChangeOwner"}:
-        rule = rules.Rights
+        rule = Rights
     elif any(str(subtype).startswith("AT_Drop") for subtype in subtypes):
-        rule = rules.Destroys
+        rule = Destroys
     judge.refuse(
         rule, None, f"ALTER {kind.replace('_', ' ')} changes what exists; only ADD COLUMN of a table is additive"
     )
@@ -82,39 +91,39 @@ def _other_action(judge: Judge, command: Node, table: str) -> None:
 
 
 _OTHER_ACTION: tuple[type[Rule], str, str] = (
-    rules.AltersExisting,
+    AltersExisting,
     "this ALTER changes what exists while it is used",
     "ACCESS EXCLUSIVE",
 )
 _ACTIONS: dict[str, tuple[type[Rule], str, str]] = {
-    "DropColumn": (rules.Destroys, "running code still reads the column", "ACCESS EXCLUSIVE"),
-    "DropConstraint": (rules.Destroys, "running code relies on the constraint", "ACCESS EXCLUSIVE"),
-    "ChangeOwner": (rules.Rights, "the new owner decides who may read", "ACCESS EXCLUSIVE"),
+    "DropColumn": (Destroys, "running code still reads the column", "ACCESS EXCLUSIVE"),
+    "DropConstraint": (Destroys, "running code relies on the constraint", "ACCESS EXCLUSIVE"),
+    "ChangeOwner": (Rights, "the new owner decides who may read", "ACCESS EXCLUSIVE"),
     "AlterColumnType": (
-        rules.AltersExisting,
+        AltersExisting,
         "a type change rewrites the table while everybody waits",
         "ACCESS EXCLUSIVE",
     ),
-    "SetNotNull": (rules.AltersExisting, "old INSERTs of NULL fail, and the table is scanned", "ACCESS EXCLUSIVE"),
-    "DropNotNull": (rules.AltersExisting, "running code may meet a NULL it does not expect", "ACCESS EXCLUSIVE"),
-    "ColumnDefault": (rules.AltersExisting, "old INSERTs store another value", "ACCESS EXCLUSIVE"),
-    "AddConstraint": (rules.AltersExisting, "old writes are refused from now on, NOT VALID or not", "ACCESS EXCLUSIVE"),
-    "AddIndexConstraint": (rules.AltersExisting, "old duplicates are refused from now on", "ACCESS EXCLUSIVE"),
-    "ValidateConstraint": (rules.AltersExisting, "the table is scanned", "SHARE UPDATE EXCLUSIVE"),
-    "SetStatistics": (rules.AltersExisting, "plans of running queries change", "SHARE UPDATE EXCLUSIVE"),
-    "SetRelOptions": (rules.AltersExisting, "storage settings are no part of a release", "SHARE UPDATE EXCLUSIVE"),
-    "ClusterOn": (rules.AltersExisting, "storage settings are no part of a release", "SHARE UPDATE EXCLUSIVE"),
-    "SetTableSpace": (rules.AltersExisting, "the table is rewritten", "ACCESS EXCLUSIVE"),
-    "EnableRowSecurity": (rules.AltersExisting, "running code sees no rows any more", "ACCESS EXCLUSIVE"),
-    "ForceRowSecurity": (rules.AltersExisting, "running code sees no rows any more", "ACCESS EXCLUSIVE"),
+    "SetNotNull": (AltersExisting, "old INSERTs of NULL fail, and the table is scanned", "ACCESS EXCLUSIVE"),
+    "DropNotNull": (AltersExisting, "running code may meet a NULL it does not expect", "ACCESS EXCLUSIVE"),
+    "ColumnDefault": (AltersExisting, "old INSERTs store another value", "ACCESS EXCLUSIVE"),
+    "AddConstraint": (AltersExisting, "old writes are refused from now on, NOT VALID or not", "ACCESS EXCLUSIVE"),
+    "AddIndexConstraint": (AltersExisting, "old duplicates are refused from now on", "ACCESS EXCLUSIVE"),
+    "ValidateConstraint": (AltersExisting, "the table is scanned", "SHARE UPDATE EXCLUSIVE"),
+    "SetStatistics": (AltersExisting, "plans of running queries change", "SHARE UPDATE EXCLUSIVE"),
+    "SetRelOptions": (AltersExisting, "storage settings are no part of a release", "SHARE UPDATE EXCLUSIVE"),
+    "ClusterOn": (AltersExisting, "storage settings are no part of a release", "SHARE UPDATE EXCLUSIVE"),
+    "SetTableSpace": (AltersExisting, "the table is rewritten", "ACCESS EXCLUSIVE"),
+    "EnableRowSecurity": (AltersExisting, "running code sees no rows any more", "ACCESS EXCLUSIVE"),
+    "ForceRowSecurity": (AltersExisting, "running code sees no rows any more", "ACCESS EXCLUSIVE"),
     "AttachPartition": (
-        rules.AltersExisting,
+        AltersExisting,
         "rows appear in the parent, the partition is scanned",
         "ACCESS EXCLUSIVE",
     ),
-    "DetachPartition": (rules.AltersExisting, "rows vanish from the parent", "ACCESS EXCLUSIVE"),
-    "EnableTrig": (rules.AltersExisting, "old writes do something else", "SHARE ROW EXCLUSIVE"),
-    "DisableTrig": (rules.AltersExisting, "old writes do something else", "SHARE ROW EXCLUSIVE"),
+    "DetachPartition": (AltersExisting, "rows vanish from the parent", "ACCESS EXCLUSIVE"),
+    "EnableTrig": (AltersExisting, "old writes do something else", "SHARE ROW EXCLUSIVE"),
+    "DisableTrig": (AltersExisting, "old writes do something else", "SHARE ROW EXCLUSIVE"),
 }
 
 
@@ -145,7 +154,7 @@ class _Added:
         judge.known(self.node)
         storage(judge, self.node)
         if self._serial():
-            self._refuse(rules.AddsIdentity, self.node, "numbering every row rewrites the table while everybody waits")
+            self._refuse(AddsIdentity, self.node, "numbering every row rewrites the table while everybody waits")
             kind = ""
         else:
             kind = type_of(judge, self.node.get("type_name"), datatypes.COMPARABLE)
@@ -183,18 +192,18 @@ class _Added:
     def _constraint(self, constraint: Node, contype: str) -> None:
         kind = contype.removeprefix("CONSTR_")
         if kind == "IDENTITY":
-            self._refuse(rules.AddsIdentity, constraint, "numbering every row rewrites the table while everybody waits")
+            self._refuse(AddsIdentity, constraint, "numbering every row rewrites the table while everybody waits")
         elif kind == "GENERATED":
             virtual = constraint.get("generated_kind") == "v"
             if virtual:
                 self.judge.since(18, constraint, "a VIRTUAL generated column")
             harm = "SELECT * of today fails" if virtual else "the table is rewritten, and INSERT of today fails"
-            self._refuse(rules.AddsGenerated, constraint, f"{harm} where the expression does")
+            self._refuse(AddsGenerated, constraint, f"{harm} where the expression does")
         elif kind in ("CHECK", "UNIQUE", "PRIMARY", "EXCLUSION", "FOREIGN"):
             fix = f'op.add_column("{self.table}", sa.Column("{self.name}", ...))  # without the constraint'
             words = {"FOREIGN": "REFERENCES", "PRIMARY": "PRIMARY KEY"}.get(kind, kind)
             self._refuse(
-                rules.AddsConstraint, constraint, f"{words} refuses what running code writes, and scans or locks", fix
+                AddsConstraint, constraint, f"{words} refuses what running code writes, and scans or locks", fix
             )
         else:
             self._refuse(UnknownSyntax, constraint, f"{kind.replace('_', ' ')} is not known to be additive here")
@@ -210,7 +219,7 @@ class _Added:
         expression(self.judge, default, DEFAULT_OF_OLD)
         fix = f'op.add_column("{self.table}", sa.Column("{self.name}", …))  # no default: fill it in move()'
         self.judge.found[before:] = [
-            replace(found, lock=self.lock, fix=fix) if found.code == rules.RewritesTable.code else found
+            replace(found, lock=self.lock, fix=fix) if found.code == RewritesTable.code else found
             for found in self.judge.found[before:]
         ]
 
@@ -221,7 +230,7 @@ class _Added:
             value = value.get("arg")
         if isinstance(value, Node) and kind in _TIMES and str(value.get("sval", "")).strip().lower() in _CLOCK_WORDS:
             self.judge.refuse(
-                rules.OwnValuePerShard,
+                OwnValuePerShard,
                 default,
                 f"'{value.get('sval')}' becomes the moment of the migration, on each shard another one, for good",
             )
@@ -230,7 +239,7 @@ class _Added:
         table, name = self.table, self.name
         why = "has no default" if default is None else "has a default that may be NULL"
         self.judge.refuse(
-            rules.NotNullWithoutDefault,
+            NotNullWithoutDefault,
             place,
             f"INSERT of today does not name {name} and fails, for {name} is NOT NULL and {why}; "
             f"give it a constant default (server_default=), or make it nullable",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardmig.lint import datatypes, functions
 from shardmig.lint.rules import expressions as rules
-from shardmig.lint.rules.structure import OwnValuePerShard, RewritesTable, UnknownType
+from shardmig.lint.rules.tables import OwnValuePerShard, RewritesTable, UnknownType
 from shardmig.lint.rules.text import OwnState, UnknownSyntax
 from shardmig.lint.scope import LEDGER_SCHEMA
 from shardmig.sqltree import Node
@@ -130,7 +130,7 @@ def judge_since(judge: Judge, version: int | None, node: Node, what: str) -> Non
 
 
 def _refuse_own_type(judge: Judge, node: Node, name: str, rule: type[Rule]) -> None:
-    from shardmig.lint.rules.structure import NoEquality  # noqa: PLC0415 - only this rare path speaks of it
+    from shardmig.lint.rules.tables import NoEquality  # noqa: PLC0415 - only this rare path speaks of it
 
     if name in datatypes.ANY:
         judge.refuse(

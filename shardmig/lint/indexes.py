@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from shardmig.lint import datatypes, functions
 from shardmig.lint.expressions import ROW_OF_NEW, collation, expression, judge_since, operator_name, type_of
 from shardmig.lint.options import storage_options
-from shardmig.lint.rules import structure as rules
+from shardmig.lint.rules.indexes import BlockingIndex, IndexCanFail, UniqueIndex, UnnamedIndex
+from shardmig.lint.rules.structure import IfExists
+from shardmig.lint.rules.tables import NotPermanent, OnlyParent
 from shardmig.lint.rules.text import UnknownSyntax
 from shardmig.sqltree import Node
 
@@ -29,17 +31,17 @@ def create_index(judge: Judge, statement: Node) -> None:
         statement,
         but={
             "if_not_exists": (
-                rules.IfExists,
+                IfExists,
                 "IF NOT EXISTS keeps the INVALID index of a failed attempt; the runner rebuilds it, leave it out",
             ),
-            "table_space": (rules.NotPermanent, "a tablespace may be missing on a shard; leave it out"),
+            "table_space": (NotPermanent, "a tablespace may be missing on a shard; leave it out"),
         },
     )
     relation: Node = statement.get("relation")
     table = judge.relation(relation)
     existing = table not in judge.scope.new.tables
     if not relation.get("inh"):
-        judge.refuse(rules.OnlyParent, relation, "ONLY leaves an invalid index on the parent; leave it out")
+        judge.refuse(OnlyParent, relation, "ONLY leaves an invalid index on the parent; leave it out")
     if statement.get("access_method", "btree") not in _METHODS:
         judge.refuse(UnknownSyntax, relation, f"index method {statement.get('access_method')} is not PostgreSQL's own")
     if statement.get("nulls_not_distinct"):
@@ -65,17 +67,17 @@ def _on_existing(judge: Judge, statement: Node, table: str) -> None:
     fix = f'op.create_index("{name or f"ix_{table}"}", "{table}", [{columns}], postgresql_concurrently=True)'
     if not statement.get("concurrent"):
         judge.refuse(
-            rules.BlockingIndex,
+            BlockingIndex,
             relation,
             f"every INSERT, UPDATE and DELETE on {table} waits until the index is built; build it concurrently",
             lock=f"SHARE on {table}",
             fix=fix,
         )
     elif not name:
-        judge.refuse(rules.UnnamedIndex, relation, "an interrupted build can only be found by name; name it", fix=fix)
+        judge.refuse(UnnamedIndex, relation, "an interrupted build can only be found by name; name it", fix=fix)
     if statement.get("unique"):
         judge.refuse(
-            rules.UniqueIndex,
+            UniqueIndex,
             relation,
             f"duplicates that {table} takes today fail, already during the build; make it a plain index",
             lock=f"SHARE UPDATE EXCLUSIVE on {table}",
@@ -114,7 +116,7 @@ def _operator_class(judge: Judge, element: Node) -> None:
 
 def _can_fail(judge: Judge, node: Node, what: str) -> None:
     judge.refuse(
-        rules.IndexCanFail,
+        IndexCanFail,
         node,
         f"INSERT of today fails wherever {what} does, and this one is not known to work for every row; "
         f"use plain columns, lower, upper, md5, coalesce, IS NULL and comparisons with constants",

@@ -8,7 +8,7 @@ from shardmig import sqltree
 from shardmig.lint.expressions import expression
 from shardmig.lint.queries import place_of, query, source, with_clause
 from shardmig.lint.rules import moves as rules
-from shardmig.lint.rules.structure import BorrowedShape
+from shardmig.lint.rules.tables import BorrowedShape
 from shardmig.lint.rules.text import UnknownSyntax
 from shardmig.lint.structure import refused
 from shardmig.sqltree import Node

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardmig.lint.expressions import type_of
-from shardmig.lint.rules import structure as rules
+from shardmig.lint.rules.structure import SequenceOwner
+from shardmig.lint.rules.tables import NotPermanent
 from shardmig.lint.rules.text import CatalogName, UnknownSchema, UnknownSyntax
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ def permanent(judge: Judge, relation: Node, what: str) -> None:
     persistence = relation.get("relpersistence", "p")
     if persistence == "t":
         judge.refuse(
-            rules.NotPermanent,
+            NotPermanent,
             relation,
             f"{what} that is temporary shadows the real one of its name; make it permanent",
         )
     elif persistence != "p":
         judge.refuse(
-            rules.NotPermanent,
+            NotPermanent,
             relation,
             f"{what} that is unlogged is empty after a crash and on standbys; make it logged",
         )
@@ -113,7 +114,7 @@ def _owned_by(judge: Judge, option: Node) -> None:
     table = judge.scope.dotted(names[:-1]) if len(names) > 1 else ""
     if table not in judge.scope.new.tables:
         judge.refuse(
-            rules.SequenceOwner,
+            SequenceOwner,
             option,
             f"OWNED BY {'.'.join(names)} ties the sequence to a table that exists; leave it out",
             lock=f"ACCESS SHARE on {table}",

@@ -11,7 +11,7 @@ from shardmig.errors import LintFailed
 from shardmig.lint.added import Added, added, added_by, locked
 from shardmig.lint.judge import judge_text
 from shardmig.lint.rules import moves as move_rules
-from shardmig.lint.rules import structure as rules
+from shardmig.lint.rules.indexes import AmbiguousName, BlockingIndex, ConcurrentlyAlone, WideIndex
 from shardmig.lint.rules.script import UnusedAllow
 from shardmig.lint.scope import New, Scope, relation_name
 from shardmig.lint.steps import judge_move
@@ -145,7 +145,7 @@ class History:
         alone = _is_concurrent(step.sql)
         if alone is not None and alone == step.transactional:
             found.append(
-                rules.ConcurrentlyAlone.violation(
+                ConcurrentlyAlone.violation(
                     "CREATE INDEX CONCURRENTLY fails inside a transaction; render the plan anew"
                     if alone
                     else "only CREATE INDEX CONCURRENTLY may run outside a transaction; render the plan anew",
@@ -167,7 +167,7 @@ class History:
             relation = statement.get("relation")
             table = relation_name(relation.get("schemaname", ""), relation.get("relname", ""), home=self.home)
             if table in self.total.partitioned | so_far.partitioned:
-                yield rules.BlockingIndex.violation(
+                yield BlockingIndex.violation(
                     f"{table} is partitioned, and PostgreSQL builds no index on it concurrently; index it in the plan "
                     f"that creates it, or index each partition",
                     sql=sql,
@@ -178,7 +178,7 @@ class History:
             for column in columns:
                 other = next((name for name, held in self._tables(so_far) if name != table and column in held), None)
                 if other is not None:
-                    yield rules.AmbiguousName.violation(
+                    yield AmbiguousName.violation(
                         f"{other}.{column} exists too: in a join of both, {column} without a prefix fails from now on; "
                         f"another name is safer",
                         sql=sql,
@@ -200,7 +200,7 @@ class History:
             for element in [*statement.get("index_params", []), *statement.get("index_including_params", [])]:
                 name = element.get("name", "")
                 if types.get(name) in _TEXTS:
-                    yield rules.WideIndex.violation(
+                    yield WideIndex.violation(
                         f"INSERT of a very long {table}.{name} fails, for a B-tree page takes about 2.7 kB; "
                         f"use a hash index or md5({name})",
                         sql=sql,

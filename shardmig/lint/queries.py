@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardmig.lint import datatypes
 from shardmig.lint.expressions import MOVE, Place, collation, expression, type_of
 from shardmig.lint.rules import moves as rules
-from shardmig.lint.rules.structure import BorrowedShape
+from shardmig.lint.rules.tables import BorrowedShape
 from shardmig.lint.rules.text import UnknownSyntax
 from shardmig.sqltree import Node
 

@@ -5,7 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shardmig.lint import columns, indexes, options, tables
-from shardmig.lint.rules import structure as rules
+from shardmig.lint.rules.structure import (
+    AltersExisting,
+    Comment,
+    DatabaseCode,
+    DataInStructure,
+    Destroys,
+    EnumNeverGrows,
+    IfExists,
+    Locks,
+    Maintenance,
+    Opaque,
+    OtherObject,
+    Renames,
+    Replaces,
+    Rights,
+    Session,
+    Transaction,
+)
+from shardmig.lint.rules.tables import BorrowedShape
 from shardmig.lint.rules.text import UnknownSyntax
 
 if TYPE_CHECKING:
@@ -34,13 +52,13 @@ def refused(judge: Judge, statement: Node) -> None:
     """Refuse a statement that has no place in any step, saying what kind of harm it does."""
     kind = statement.kind
     if statement.get("replace"):
-        judge.refuse(rules.Replaces, None, "what stood under this name is gone; create a new object under a new name")
+        judge.refuse(Replaces, None, "what stood under this name is gone; create a new object under a new name")
         return
     rule, why = _REFUSED.get(kind, (None, ""))
     if kind == "AlterEnumStmt" and "old_val" in statement.fields:
         rule, why = _REFUSED["RenameStmt"]
     if rule is None and kind.startswith("Alter"):
-        rule, why = rules.AltersExisting, "changes what exists while it is used; only ADD COLUMN is additive"
+        rule, why = AltersExisting, "changes what exists while it is used; only ADD COLUMN is additive"
     if rule is None:
         rule, why = UnknownSyntax, f"{kind} is not known to be additive; leave it out"
     judge.refuse(rule, None, why, lock=_LOCKS.get(kind))
@@ -52,13 +70,13 @@ def _create_type(judge: Judge, statement: Node) -> None:
     options.owned_schema(judge, names, None)
     if names[-1].startswith("_"):
         judge.refuse(
-            rules.Renames,
+            Renames,
             None,
             f"if there is a type or table {names[-1][1:]}, its array type is called {names[-1]} and would be renamed "
             f"for this one; choose a name without _ in front",
         )
     judge.refuse(
-        rules.EnumNeverGrows,
+        EnumNeverGrows,
         None,
         f"type {'.'.join(names)} can never get another label here; text can",
     )
@@ -67,7 +85,7 @@ def _create_type(judge: Judge, statement: Node) -> None:
 def _create_sequence(judge: Judge, statement: Node) -> None:
     judge.known(
         statement,
-        but={"if_not_exists": (rules.IfExists, "IF NOT EXISTS hides another sequence of this name; leave it out")},
+        but={"if_not_exists": (IfExists, "IF NOT EXISTS hides another sequence of this name; leave it out")},
     )
     relation: Node = statement.get("sequence")
     options.permanent(judge, relation, "a sequence")
@@ -79,9 +97,9 @@ def _create_schema(judge: Judge, statement: Node) -> None:
     judge.known(
         statement,
         but={
-            "if_not_exists": (rules.IfExists, "IF NOT EXISTS hides a schema of somebody else; leave it out"),
+            "if_not_exists": (IfExists, "IF NOT EXISTS hides a schema of somebody else; leave it out"),
             "schema_elts": (UnknownSyntax, "objects inside CREATE SCHEMA are steps of their own; write them apart"),
-            "authrole": (rules.Rights, "the owner is the role that migrates; leave AUTHORIZATION out"),
+            "authrole": (Rights, "the owner is the role that migrates; leave AUTHORIZATION out"),
         },
     )
     options.owned_schema(judge, [statement.get("schemaname", ""), ""], None)
@@ -92,7 +110,7 @@ def _comment(judge: Judge, statement: Node) -> None:
     kind = statement.get("objtype", "").removeprefix("OBJECT_")
     if kind not in ("TABLE", "COLUMN"):
         judge.refuse(
-            rules.Comment,
+            Comment,
             None,
             f"COMMENT ON {kind} is not known to pass beside open transactions; comment the table or the column",
         )
@@ -109,13 +127,13 @@ def _comment(judge: Judge, statement: Node) -> None:
 
 def _grant(judge: Judge, statement: Node) -> None:
     if not statement.get("is_grant"):
-        judge.refuse(rules.Rights, None, "REVOKE takes rights from running code; leave them as they are")
+        judge.refuse(Rights, None, "REVOKE takes rights from running code; leave them as they are")
         return
     judge.known(statement)
     kind = statement.get("objtype", "").removeprefix("OBJECT_")
     if statement.get("targtype") != "ACL_TARGET_OBJECT" or kind not in ("TABLE", "SEQUENCE"):
         judge.refuse(
-            rules.Rights, None, "GRANT is for tables and sequences of this plan, named one by one; use [session] grant"
+            Rights, None, "GRANT is for tables and sequences of this plan, named one by one; use [session] grant"
         )
         return
     new = judge.scope.new.tables | (judge.scope.new.sequences or frozenset())
@@ -123,7 +141,7 @@ def _grant(judge: Judge, statement: Node) -> None:
         name = judge.relation(relation)
         if name not in new:
             judge.refuse(
-                rules.Rights,
+                Rights,
                 relation,
                 f"{name} exists already; its rights are no part of a release. Use [session] grant for new tables",
             )
@@ -140,7 +158,7 @@ def _grant(judge: Judge, statement: Node) -> None:
 def _data(judge: Judge, statement: Node) -> None:
     if "into_clause" in statement.fields:
         judge.refuse(
-            rules.BorrowedShape,
+            BorrowedShape,
             None,
             "SELECT INTO creates a table and loads it in one transaction; create it, then move",
         )
@@ -155,7 +173,7 @@ def _data(judge: Judge, statement: Node) -> None:
         columns = ", ".join(f'"{target.get("name")}": "…"' for target in statement.get("target_list", []))
         fix = f'def move() -> None:\n    move_rows("{table}", forward={{{columns or "…"}}}, back={{…}})'
     judge.refuse(
-        rules.DataInStructure,
+        DataInStructure,
         None,
         f"{verb} in upgrade() works on the whole table in one transaction; write it in move()",
         lock=lock,
@@ -165,11 +183,9 @@ def _data(judge: Judge, statement: Node) -> None:
 
 def _create_table_as(judge: Judge, statement: Node) -> None:
     if statement.get("objtype") == "OBJECT_MATVIEW":
-        judge.refuse(rules.OtherObject, None, "a materialized view reads its tables while it is made; use a table")
+        judge.refuse(OtherObject, None, "a materialized view reads its tables while it is made; use a table")
     else:
-        judge.refuse(
-            rules.BorrowedShape, None, "CREATE TABLE AS loads rows in one transaction; create the table, then move"
-        )
+        judge.refuse(BorrowedShape, None, "CREATE TABLE AS loads rows in one transaction; create the table, then move")
 
 
 _HANDLERS: dict[str, Callable[[Judge, Node], None]] = {
@@ -196,46 +212,46 @@ def _table(*rows: tuple[type[Rule], str, str]) -> dict[str, tuple[type[Rule], st
 
 _REFUSED = _table(
     (
-        rules.Destroys,
+        Destroys,
         "what is dropped is still read by the releases that run; leave it",
         """DropStmt DropRoleStmt DropdbStmt DropTableSpaceStmt DropOwnedStmt DropSubscriptionStmt DropUserMappingStmt
         TruncateStmt""",
     ),
     (
-        rules.Renames,
+        Renames,
         "the old name is gone for running code; add the new one and move the rows",
         "RenameStmt AlterObjectSchemaStmt",
     ),
     (
-        rules.Opaque,
+        Opaque,
         "what this does is not in its text; write the plain statements",
         """DoStmt CallStmt ExecuteStmt PrepareStmt DeallocateStmt ExplainStmt CopyStmt LoadStmt DeclareCursorStmt
         FetchStmt ClosePortalStmt NotifyStmt ListenStmt UnlistenStmt SecLabelStmt""",
     ),
     (
-        rules.Session,
+        Session,
         "the session belongs to the runner; configure it under [session]",
         "VariableSetStmt VariableShowStmt DiscardStmt ConstraintsSetStmt AlterSystemStmt",
     ),
     (
-        rules.Transaction,
+        Transaction,
         "the transaction belongs to the runner: a step commits with its record; leave it out",
         "TransactionStmt",
     ),
-    (rules.Locks, "LOCK waits in everybody's way; the runner takes locks, with short timeouts", "LockStmt"),
+    (Locks, "LOCK waits in everybody's way; the runner takes locks, with short timeouts", "LockStmt"),
     (
-        rules.Maintenance,
+        Maintenance,
         "maintenance rewrites or blocks and is no part of a release; leave it to operations",
         "VacuumStmt ClusterStmt RepackStmt ReindexStmt RefreshMatViewStmt CheckPointStmt",
     ),
     (
-        rules.DatabaseCode,
+        DatabaseCode,
         "code in the database changes what old statements do; let the application do it",
         """CreateFunctionStmt CreateTrigStmt RuleStmt CreatePolicyStmt CreateEventTrigStmt CreateCastStmt
         CreateOpClassStmt CreateOpFamilyStmt CreateConversionStmt CreateTransformStmt DefineStmt""",
     ),
     (
-        rules.OtherObject,
+        OtherObject,
         "plans manage tables, columns, indexes, enums and sequences; set this up by hand",
         """ViewStmt CreateDomainStmt CreateExtensionStmt CreateStatsStmt CreatePublicationStmt CreatePLangStmt
         CreateSubscriptionStmt CreateFdwStmt CreateForeignServerStmt CreateForeignTableStmt CreateAmStmt
@@ -243,7 +259,7 @@ _REFUSED = _table(
         CreateRangeStmt""",
     ),
     (
-        rules.Rights,
+        Rights,
         "rights, roles and owners are no part of a release; use [session]",
         "CreateRoleStmt GrantRoleStmt ReassignOwnedStmt AlterOwnerStmt AlterDefaultPrivilegesStmt",
     ),

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from shardmig import sqltree
 from shardmig.lint import columns, datatypes, options
 from shardmig.lint.expressions import DEFAULT_OF_NEW, ROW_OF_NEW, expression, operator_name, type_of
-from shardmig.lint.rules import structure as rules
+from shardmig.lint.rules.structure import IfExists
+from shardmig.lint.rules.tables import (
+    BorrowedShape,
+    ForeignKeyBlocks,
+    ForeignKeyNotes,
+    NotPermanent,
+    PartitionOfExisting,
+    SetNullOnNotNull,
+)
 from shardmig.lint.rules.text import UnknownSyntax
 
 if TYPE_CHECKING:
@@ -43,14 +51,14 @@ def create_table(judge: Judge, statement: Node) -> None:
         statement,
         but={
             "if_not_exists": (
-                rules.IfExists,
+                IfExists,
                 "IF NOT EXISTS keeps whatever table has this name; the ledger makes a retry safe, leave it out",
             ),
             "of_typename": (
-                rules.BorrowedShape,
+                BorrowedShape,
                 "a typed table follows a type defined elsewhere; write its columns out",
             ),
-            "tablespacename": (rules.NotPermanent, "a tablespace may be missing on a shard; leave it out"),
+            "tablespacename": (NotPermanent, "a tablespace may be missing on a shard; leave it out"),
             "access_method": (UnknownSyntax, "another table access method may be missing on a shard; leave it out"),
         },
     )
@@ -70,7 +78,7 @@ def create_table(judge: Judge, statement: Node) -> None:
                 _constraint(judge, element, table, None)
             case "TableLikeClause":
                 judge.refuse(
-                    rules.BorrowedShape, element, "LIKE copies a shape that differs from shard to shard; write it out"
+                    BorrowedShape, element, "LIKE copies a shape that differs from shard to shard; write it out"
                 )
             case kind:
                 judge.refuse(UnknownSyntax, element, f"{kind} is not known in a table; leave it out")
@@ -96,7 +104,7 @@ def _parents(judge: Judge, statement: Node, parents: list[str]) -> None:
         return
     if "partbound" not in statement.fields:
         judge.refuse(
-            rules.BorrowedShape,
+            BorrowedShape,
             place,
             f"the new table's rows appear in every SELECT from {', '.join(parents)}; make a table of its own",
             lock=f"SHARE UPDATE EXCLUSIVE on {parents[0]}",
@@ -110,7 +118,7 @@ def _parents(judge: Judge, statement: Node, parents: list[str]) -> None:
                 expression(judge, value, DEFAULT_OF_NEW)
     if parents[0] not in judge.scope.new.tables:
         judge.refuse(
-            rules.PartitionOfExisting,
+            PartitionOfExisting,
             place,
             f"everything on {parents[0]} waits for the lock, and rows go elsewhere; leave partitions to their own job",
             lock=f"ACCESS EXCLUSIVE on {parents[0]}",
@@ -299,7 +307,7 @@ def _foreign_key(judge: Judge, node: Node, names: list[str], table: _Table) -> N
             else f"{target} is in use already"
         )
         judge.refuse(
-            rules.ForeignKeyBlocks,
+            ForeignKeyBlocks,
             node,
             f"DELETE of today fails as soon as a new row points there, for {why} and the key says "
             f"{_ACTIONS.get(action, 'nothing')}; write ON DELETE CASCADE or SET NULL",
@@ -311,7 +319,7 @@ def _foreign_key(judge: Judge, node: Node, names: list[str], table: _Table) -> N
         _set_null(judge, node, node.get("fk_del_set_cols", names), table, action)
     if target not in new.tables and node.get("fk_upd_action", "a") != "c":
         judge.refuse(
-            rules.ForeignKeyNotes,
+            ForeignKeyNotes,
             node,
             f"UPDATE of a key and TRUNCATE of {target} fail from now on, and each DELETE there looks into "
             f"{table.name}: add ON UPDATE CASCADE where keys change, and an index on {', '.join(names)}",
@@ -333,7 +341,7 @@ def _set_null(judge: Judge, node: Node, names: list[str], table: _Table, action:
             obstacle = "its one default would stand there twice" if name in table.unique | table.distinct else None
         if obstacle is not None:
             judge.refuse(
-                rules.SetNullOnNotNull,
+                SetNullOnNotNull,
                 node,
                 f"DELETE of today fails, for ON DELETE {verb} cannot set {name}: {obstacle}; write ON DELETE CASCADE",
             )
