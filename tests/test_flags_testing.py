@@ -338,7 +338,17 @@ def test_a_contract_becomes_a_test_in_one_line(project: pytest.Pytester) -> None
     """
 
     # Forgetful writers never write new: whoever reads it in LIVE or DONE finds nothing.
-    assert {"passed": 10 + 5, "failed": 5} == run(project, tests)
+    assert {"passed": 10 + 5, "failed": 5, "skipped": 2} == run(project, tests)
+
+    project.mkdir("migrations").joinpath("0001_split_name.py").write_text('revision = "0001_split_name"\n')
+    assert {"passed": 10 + 5 + 2, "failed": 5} == run(project, tests)
+
+    script = 'revision, flag = "0001_split_name", "split_names"\n'
+    project.path.joinpath("migrations", "0001_split_name.py").write_text(script)
+    project.makepyfile(test_shop=tests)
+    ended = project.runpytest_subprocess()
+    ended.assert_outcomes(passed=10 + 5, failed=5 + 2)
+    ended.stdout.fnmatch_lines(["*has a flag split_name: it reads OLD for ever; did you mean split_names?*"])
 
 
 def test_local_shards_are_real_and_walk_through_every_state(pytester: pytest.Pytester) -> None:

@@ -72,6 +72,59 @@ def test_a_column_of_the_outer_query_is_told_when_tables_are_known() -> None:
     assert [v.code for v in lint_statement(sql, columns=known)] == ["SA008"]
 
 
+FLAGS = ["shop", "split_name", "order_address"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'from shardmig import Flag\nFlag("splt_name")\n',
+        'from shardmig import Flag as Switch, Flags\nX = Switch("splt_name", at_least=1)\n',
+        'from shardmig.flags.core import Flag\nFlag(name="splt_name")\n',
+        'import shardmig\nshardmig.Flag("splt_name")\n',
+        'def f():\n    import shardmig as s; s.Flag("splt_name")\n',
+    ],
+)
+def test_a_misspelt_flag_is_found_with_the_one_that_may_be_meant(tmp_path: Path, source: str) -> None:
+    (found,) = lint_app([python(tmp_path, source)], flags=FLAGS).violations
+
+    assert ("SA011", 2, 'Flag("split_name")') == (found.code, found.line, found.fix)
+    assert found.message.endswith("did you mean split_name?")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'from shardmig import Flag\nFlag("split_name")\n',
+        'from enum import Flag\nFlag("splt_name")\n',
+        'from shop import Flag\nFlag("splt_name")\n',
+        "from shardmig import Flag\nFlag(NAME)\nFlag(name=f'{a}_b')\n",
+        'from shardmig import Flag\nFlag("later")  # shardmig: allow SA011 -- its script is in review\n',
+    ],
+)
+def test_only_names_that_certainly_are_no_plans_flag_are_found(tmp_path: Path, source: str) -> None:
+    assert not lint_app([python(tmp_path, source)], flags=FLAGS).failures
+
+
+def test_without_plans_at_hand_no_flag_is_compared(tmp_path: Path) -> None:
+    path = python(tmp_path, 'from shardmig import Flag\nFlag("splt_name")\n')
+
+    assert lint_app([path]).violations == ()
+    assert ["SA011"] == [v.code for v in lint_app([path], flags=[]).violations]
+
+
+def test_a_flag_that_rows_move_by_and_nobody_declares_is_a_note_where_a_whole_directory_is_judged(
+    tmp_path: Path,
+) -> None:
+    path = python(tmp_path, 'from shardmig import Flag\nFlag("split_name")\n')
+    asked = ["split_name", "order_address"]
+
+    assert lint_app([path], flags=FLAGS, asked=asked).notes == ()
+    linted = lint_app([tmp_path], flags=FLAGS, asked=asked)
+    assert 0 == linted.exit_code
+    assert ["no Flag(…) here names order_address: before DUAL, code that writes these rows has to"] == [*linted.notes]
+
+
 def test_comments_allow_with_a_reason(tmp_path: Path) -> None:
     path = python(tmp_path, 'a = "SELECT * FROM t"  # shardmig: allow SA001 -- never prepared\n')
     other = tmp_path / "x.sql"
@@ -83,6 +136,9 @@ def test_comments_allow_with_a_reason(tmp_path: Path) -> None:
 def test_directories_are_walked_and_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "x.sql").write_text("SELECT * FROM t")
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "pyvenv.cfg").write_text("")
+    (tmp_path / "env" / "x.sql").write_text("SELECT * FROM t")
     (tmp_path / "a.py").write_bytes(b"\xff")
     (tmp_path / "b.py").write_text("x = (")
     (tmp_path / "c.sql").write_text("SELECT * FROM t")

@@ -99,4 +99,4 @@ def _application(here: Config) -> Iterator[str]:
     if linted.failures:
         yield f"{len(linted.failures)} in the application; `shardmig lint --app PATH` shows each with its cure"
     else:
-        console.tell(f"application: {linted.count} files, clean")
+        console.tell(f"application: clean, {linted.count} file{'s' if linted.count != 1 else ''}")

@@ -33,6 +33,7 @@ migrations = "migrations"
 
 [lint]
 pg_versions = [14, 18]                           # oldest and newest server of the fleet
+# app = ["shop"]                                 # application code that `shardmig check` judges too
 """
 _ATTRIBUTES = "*.sql text eol=lf"
 _CI = """\

@@ -36,7 +36,9 @@ def lint(
     ] = None,
     app: Annotated[
         list[Path] | None,
-        typer.Option("--app", metavar="PATH", help="Application code: SQL that a column would hurt, flags that no plan has."),
+        typer.Option(
+            "--app", metavar="PATH", help="Application code: SQL that a column would hurt, flags that no plan has."
+        ),
     ] = None,
     prove: Annotated[bool, typer.Option("--prove", help="Also run the plans on a scratch server and look.")] = False,
     output: Annotated[
@@ -114,7 +116,7 @@ def lint_application(here: Config, paths: Sequence[Path]) -> Linted:
     plans = [loaded.plan for loaded in loaded_plans(here)]
     for plan in plans:
         known.include(added(plan, home))
-    asked = [plan.flag for plan in plans if plan.has_move or plan.protocol == "dual"]
+    asked = [plan.flag for plan in plans if plan.has_move]
     return lint_app(paths, columns=known.tables, flags=[plan.flag for plan in plans], asked=asked)
 
 

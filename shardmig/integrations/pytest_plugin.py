@@ -14,12 +14,13 @@ States are overridden in the whole process, so threads and event loops of the ap
 from __future__ import annotations
 
 import importlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shardmig.errors import UnknownFlag
+from shardmig.errors import ScriptError, UnknownFlag
 from shardmig.flags.connection import Flags
 from shardmig.flags.core import Flag
 from shardmig.states import State
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["contract_test"]
 
+_NAMED = "a script has this flag"
 _STATES = pytest.StashKey[dict[str, State]]()
 
 
@@ -117,7 +119,9 @@ def local_shards(request: pytest.FixtureRequest) -> Iterator[LocalShards]:
 
 def contract_test(contract: Contract[Any, Any, Any], *, begin: str) -> Callable[..., object]:
     """
-    Make a test of a contract: one case for each neighbouring pair, the move and the round trip.
+    Make a test of a contract: one case for each neighbouring pair, the move, the round trip, and the flag's name.
+
+    A flag that no script has is OLD on every shard for ever; where the scripts are at hand, that is a case of its own.
 
     Args:
         contract: what must hold.
@@ -129,13 +133,35 @@ def contract_test(contract: Contract[Any, Any, Any], *, begin: str) -> Callable[
     """
 
     def sync_test(request: pytest.FixtureRequest, case: str) -> None:
-        contract.verify(case, request.getfixturevalue(begin))
+        if case == _NAMED:
+            _compare_with_scripts(contract.flag, request.config)
+        else:
+            contract.verify(case, request.getfixturevalue(begin))
 
     async def async_test(request: pytest.FixtureRequest, case: str) -> None:
-        await contract.averify(case, request.getfixturevalue(begin))
+        if case == _NAMED:
+            _compare_with_scripts(contract.flag, request.config)
+        else:
+            await contract.averify(case, request.getfixturevalue(begin))
 
-    cases = pytest.mark.parametrize("case", list(contract.cases()))
+    cases = pytest.mark.parametrize("case", [*contract.cases(), _NAMED])
     return cases(async_test if contract.is_async else sync_test)
+
+
+def _compare_with_scripts(flag: Flag, config: pytest.Config) -> None:
+    """Fail where scripts are at hand and none has this flag; scripts are read, not executed."""
+    from shardmig.scripts import read_script  # noqa: PLC0415 - it loads the tool's side
+
+    directory = config.rootpath / config.getini("shardmig_migrations")
+    known = set()
+    for path in directory.glob("*.py"):
+        with suppress(ScriptError):  # plain Alembic's, from before shardmig was adopted
+            known.add(read_script(path).flag)
+    if not known:
+        pytest.skip(f"no migrations in {directory} (the ini key shardmig_migrations) to compare the flag with")
+    if flag.name not in known:
+        near = "".join(f"; did you mean {name}?" for name in get_close_matches(flag.name, known, n=1))
+        raise AssertionError(f"no script in {directory.name}/ has a flag {flag.name}: it reads OLD for ever{near}")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -150,6 +150,17 @@ class Project:
 
 
 @pytest.fixture
+def repository(tmp_path: Path) -> Project:
+    """Make the shop a project without shards, for verbs that ask none."""
+    root = tmp_path / "shop"
+    root.mkdir()
+    shutil.copytree(SHOP, root / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    made = Project(root, {})
+    made.write_toml()
+    return made
+
+
+@pytest.fixture
 def project(tmp_path: Path, shards: dict[str, Shard]) -> Project:
     """Make the shop a project over four empty shards."""
     root = tmp_path / "shop"
