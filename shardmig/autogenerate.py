@@ -15,14 +15,15 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from shardmig import scripts
 from shardmig.comparison import Comparison
 from shardmig.drafting import Judge, imports
 from shardmig.errors import ConfigError, ShardUnreachable
 from shardmig.explanations import comment_block, explained_in
 from shardmig.models import load_models
 from shardmig.repository import accepted_plans
+from shardmig.revision import revision
 from shardmig.scratch import scratch
+from shardmig.scripts import load_scripts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,7 @@ def differences(
             asyncio.run(server.apply(built))
             found = _compared(config, models, built)
     known = (
-        explained_in(scripts.load_scripts(config.migrations_dir, start_after=config.lint.start_after))
+        explained_in(load_scripts(config.migrations_dir, start_after=config.lint.start_after))
         if config.migrations_dir.is_dir()
         else frozenset()
     )
@@ -113,7 +114,7 @@ def autogenerate(
     if not found.any:
         return None, found
     sources = [source for _, source in found.draft.written]
-    path = scripts.revision(
+    path = revision(
         config.migrations_dir,
         message,
         upgrade=found.draft.body or "    pass  # nothing of what differs can be added",

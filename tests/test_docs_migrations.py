@@ -14,11 +14,12 @@ import pytest
 from pages import Terminal, blocks_of, section_of
 from typer.main import get_command
 
-from shardmig import binaries, config, gates, scripts
+from shardmig import binaries, config, gates
 from shardmig.checks import _SAMPLE_ROWS
 from shardmig.cli import app
 from shardmig.operations import move_rows
 from shardmig.outcomes import Outcome
+from shardmig.variables import VARIABLES
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -134,7 +135,7 @@ def test_every_argument_of_move_rows_stands_there_with_its_default() -> None:
 def test_every_variable_of_a_script_stands_there() -> None:
     told = rows_of(section_of(page("writing-moves.md"), "Variables of a script"))
 
-    assert scripts._VARIABLES - {"depends_on", "branch_labels"} == told.keys()
+    assert VARIABLES - {"depends_on", "branch_labels"} == told.keys()
 
 
 def test_the_size_of_the_sample_is_told() -> None:

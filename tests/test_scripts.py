@@ -11,7 +11,8 @@ import pytest
 from shardmig import planfile
 from shardmig.errors import ScriptError
 from shardmig.rendering import load_plans, render
-from shardmig.scripts import load_scripts, read_script, rebase, revision
+from shardmig.revision import rebase, revision
+from shardmig.scripts import load_scripts, read_script
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -41,7 +41,7 @@ def revision(
 ) -> None:
     """Write a new script behind the newest one; then fill it, `shardmig plan`, and commit both files."""
     from shardmig import config as configuration
-    from shardmig import scripts
+    from shardmig import revision as revisions
     from shardmig.cli import console
 
     if rebase == (message is not None):
@@ -54,9 +54,9 @@ def revision(
         _autogenerate(here, str(message), None if shard is None else here.shard(shard))
         return
     if rebase:
-        written = scripts.rebase(directory, start_after=after)
+        written = revisions.rebase(directory, start_after=after)
     else:
-        written = [scripts.revision(directory, str(message), start_after=after)]
+        written = [revisions.revision(directory, str(message), start_after=after)]
     for path in written:
         console.tell(f"wrote {path}")
 
