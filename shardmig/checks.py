@@ -22,7 +22,7 @@ from shardmig.patience import refusal
 from shardmig.session import Query
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from shardmig.config import Pace
     from shardmig.keyset import Key, Range
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shardmig.session import Result, Session
 
 __all__ = [
+    "SHOWN",
     "Direction",
     "Disagreement",
     "Estimate",
@@ -40,6 +41,7 @@ __all__ = [
     "next_range",
     "refuse_lossy",
     "rows_by_statistics",
+    "shown",
     "sql_of",
 ]
 
@@ -48,7 +50,7 @@ Direction = Literal["forward", "back"]
 _RANGE_ROWS = 10_000  # one range is one short snapshot
 _SAMPLE_ROWS = 500  # at each end of the table, for the lossy test
 _SAMPLE_TRIES = 40
-_SHOWN = 20  # keys in a message
+SHOWN = 20  # keys in a message
 _OVERHEAD_S = 0.0015  # of a batch, beside its statement: fence, COMMIT, round trip
 
 
@@ -72,7 +74,7 @@ class Disagreement:
 
     def shown(self) -> str:
         """Show how many there are and the first keys."""
-        return f"{len(self.keys)} rows, keys {_show(self.keys)}"
+        return f"{len(self.keys)} rows, keys {shown(self.keys)}"
 
 
 def sql_of(move: Move, direction: Direction) -> str | None:
@@ -132,16 +134,24 @@ class Milestones:
         return self._next.get(tuple(key or ()))
 
 
-async def compare(session: Session, move: Move, direction: Direction) -> AsyncIterator[Disagreement]:
+async def compare(
+    session: Session, move: Move, direction: Direction, *, last: Key | None = None
+) -> AsyncIterator[Disagreement]:
     """
     Compare the whole table, range after range, and yield each range's disagreement if there is one.
 
     Nothing is recorded and nothing repaired; rows written meanwhile are compared as they are when their range is.
+
+    Args:
+        session: on the shard.
+        move: whose check is asked.
+        direction: as `disagreeing`.
+        last: the last key that is compared; None for the end.
     """
     after: Key | None = None
     while True:
-        upto = await next_range(session, move, direction, after)
-        found = await disagreeing(session, move, direction, after, upto)
+        upto = await next_range(session, move, direction, after, last=last)
+        found = await disagreeing(session, move, direction, after, upto or last)
         if found.keys:
             yield found
         if upto is None:
@@ -149,10 +159,12 @@ async def compare(session: Session, move: Move, direction: Direction) -> AsyncIt
         after = upto
 
 
-async def next_range(session: Session, move: Move, direction: Direction, after: Key | None) -> Key | None:
-    """Find where the next range to compare ends; None when the rest is one range."""
+async def next_range(
+    session: Session, move: Move, direction: Direction, after: Key | None, *, last: Key | None = None
+) -> Key | None:
+    """Find where the next range to compare ends; None when the rest, up to `last`, is one range."""
     both = direction == "forward" and move.orphans is not None
-    found = (await session.flight([either_end(move, after, None, rows_max=_RANGE_ROWS, target=both)]))[0]
+    found = (await session.flight([either_end(move, after, last, rows_max=_RANGE_ROWS, target=both)]))[0]
     return [str(part) for part in found.rows[0]] if found.rows else None
 
 
@@ -184,7 +196,7 @@ async def refuse_lossy(session: Session, revision: str, number: int, move: Move)
             keys = [[str(value) for value in row] for row in lost]
             raise PreflightFailed(
                 f"the move loses data: back(forward(x)) is not x for {len(lost)} sampled rows of {move.table}, "
-                f"keys {_show(keys)}. Correct `forward` or `back`, or accept it with lossy=True",
+                f"keys {shown(keys)}. Correct `forward` or `back`, or accept it with lossy=True",
                 shard=session.shard.name,
                 step=where,
             )
@@ -278,8 +290,9 @@ def rows_by_statistics(move: Move) -> Query:
     return Query(_ROWS, [table(move.table)])
 
 
-def _show(keys: list[Key] | tuple[Key, ...]) -> str:
-    return ", ".join("(" + ", ".join(key) + ")" for key in keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
+def shown(keys: Sequence[Sequence[str]]) -> str:
+    """Show the first twenty keys."""
+    return ", ".join("(" + ", ".join(key) + ")" for key in keys[:SHOWN]) + (", …" if len(keys) > SHOWN else "")
 
 
 # Partitioned tables hold no rows themselves; their statistics say -1 or nothing until they are analyzed.

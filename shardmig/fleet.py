@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
     from shardmig.config import Config, Shard
     from shardmig.events import Listener
+    from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan
     from shardmig.records import LogRow
-    from shardmig.session import Session
+    from shardmig.session import Query, Session
     from shardmig.states import State
     from shardmig.todo import Todo
 
@@ -81,6 +82,7 @@ class Fleet:
         stop: set by Ctrl-C.
         take_over: end whoever else is running on these shards.
         reason: for the log.
+        mismatches: a file for the rows that a check finds wrong.
     """
 
     config: Config
@@ -91,6 +93,7 @@ class Fleet:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     take_over: bool = False
     reason: str | None = None
+    mismatches: Mismatches | None = None
 
     async def apply(self, *, until: Until = Until.LIVE, upto: str | None = None, aware: str | None = None) -> Report:
         """
@@ -192,7 +195,7 @@ class Fleet:
 
         async def ask(shard: Shard) -> ShardStatus:
             try:
-                async with self._session(shard, self.config, purpose="read") as session:
+                async with self._session(shard, self.config, purpose="read", ask=self._questions(shard)) as session:
                     return await self._status(session, plans, until, log=log)
             except ShardmigError as error:
                 return ShardStatus(shard.name, outcome_of(error), str(error))
@@ -262,8 +265,10 @@ class Fleet:
         started = time.monotonic()
         config = _hurried(self.config) if hurried else self.config
         try:
-            async with self._session(shard, config, purpose="run") as session:
-                run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
+            async with self._session(shard, config, purpose="run", ask=self._questions(shard)) as session:
+                run = Run(
+                    session, config, self.plans, self.listener, self.stop, self.reason, mismatches=self.mismatches
+                )
                 report = await work(run)
                 flags = (report and report.flags) or await run.states()
         except ShardmigError as error:
@@ -272,7 +277,9 @@ class Fleet:
         return replace(report, seconds=time.monotonic() - started, flags=flags)
 
     @asynccontextmanager
-    async def _session(self, shard: Shard, config: Config, *, purpose: str) -> AsyncIterator[Session]:
+    async def _session(
+        self, shard: Shard, config: Config, *, purpose: str, ask: Sequence[Query] = ()
+    ) -> AsyncIterator[Session]:
         """Open a session; whatever is no error of ours becomes one, so that it stays on its shard."""
         try:
             async with open_session(
@@ -281,6 +288,7 @@ class Fleet:
                 pg_versions=config.lint.pg_versions,
                 purpose="run" if purpose == "run" else "read",
                 take_over=self.take_over and purpose == "run",
+                ask=ask,
             ) as session:
                 yield session
         except ShardmigError:
@@ -289,6 +297,10 @@ class Fleet:
             if is_connection_lost(error):
                 raise ShardUnreachable(f"the connection broke: {first_line(error)}", shard=shard.name) from error
             raise ShardError(f"unexpected {type(error).__name__}: {first_line(error)}", shard=shard.name) from error
+
+    def _questions(self, shard: Shard) -> list[Query]:
+        """Read the ledger while connecting: what there is to do on most shards is nothing, and costs nothing more."""
+        return records_queries(shard, known=[accepted.sha256 for accepted in self.plans])
 
     def _upto(self, revision: str | None) -> Sequence[AcceptedPlan]:
         if revision is None:

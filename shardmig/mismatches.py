@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from shardmig.errors import ConfigError
@@ -96,8 +96,11 @@ def exporting(path: Path | None, plans: Sequence[AcceptedPlan]) -> Iterator[Mism
         file = path.open("w", encoding="utf-8", newline="")
     except OSError as error:
         raise _unwritable(path, error) from error
-    with file:
+    try:
         yield Mismatches(path, file, moves)
+    finally:
+        with suppress(OSError):  # what a full disk did not take was refused by `add`, which left nothing unwritten
+            file.close()
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:

@@ -29,7 +29,7 @@ from shardmig.patience import Interrupted, Patience
 from shardmig.session import Query
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from shardmig.checks import Direction, Disagreement
@@ -71,6 +71,7 @@ class MoveRun:
         pace: how fast.
         stop: set by Ctrl-C; the batch under way is finished and recorded, then the run returns.
         listener: told of each batch and wait.
+        export: given the rows that no repair mends, range after range; without it the first such range ends the check.
     """
 
     turn: Turn
@@ -81,6 +82,7 @@ class MoveRun:
     pace: Pace
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     listener: Listener | None = None
+    export: Callable[[Disagreement], None] | None = None
     _servo: Servo = field(init=False)
     _brakes: Brakes = field(init=False)
     _speed: Speed = field(init=False, default_factory=Speed)
@@ -92,6 +94,8 @@ class MoveRun:
     _milestones: Milestones = field(init=False, default_factory=Milestones)
     _compared: Key | None = field(init=False, default=None)
     _recorded_at: float = field(init=False, default=0.0)
+    _wrong: list[Key] = field(init=False, default_factory=list)  # the first keys that disagree
+    _wrong_rows: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         """Start the servo and the brakes."""
@@ -160,7 +164,9 @@ class MoveRun:
         if self._bounded_at is not None and row.bounded_at != self._bounded_at:
             # A flip has forgotten the progress, or a failover its beginning.
             raise Fenced("the flag was switched while rows moved; apply again", shard=self.turn.shard, step=self._where)
-        self._row, self._ahead, self._compared = row, None, row.check_cursor
+        self._row, self._ahead = row, None
+        # What disagrees is not recorded as compared, and must not be exported twice.
+        self._compared = self._compared if self._wrong else row.check_cursor
 
     async def _begin(self) -> None:
         """Read the last key to move, after the drain: whoever writes later rows writes both representations."""
@@ -300,16 +306,26 @@ class MoveRun:
         if found.keys:
             await self._repair(found, after, upto)
             found = await disagreeing(session, self.move, self.direction, after, upto)
+        self._compared = upto or after
         if found.keys:
+            self._note_wrong(found)
+        if not self._wrong:
+            await self._record_check(finished=upto is None)
+        elif upto is None or self.export is None:
             raise CheckFailed(
-                f"{self.move.table} disagrees after move and repair: {found.shown()}; the flag stays where it is. "
-                "Correct those rows or the move, and apply again",
+                f"{self.move.table} disagrees after move and repair: {self._wrong_rows} rows, keys "
+                f"{checks.shown(self._wrong)}; the flag stays where it is. Correct those rows or the move, and apply "
+                "again",
                 shard=self.turn.shard,
                 step=self._where,
             )
-        self._compared = upto or after
-        await self._record_check(finished=upto is None)
         return upto is None
+
+    def _note_wrong(self, found: Disagreement) -> None:
+        if self.export is not None:
+            self.export(found)
+        self._wrong_rows += len(found.keys)
+        self._wrong += found.keys[: checks.SHOWN + 1 - len(self._wrong)]
 
     async def _record_check(self, *, finished: bool) -> None:
         """Record how far rows agree, now and then and at the end: a crash repeats a second of comparing."""

@@ -40,8 +40,10 @@ from shardmig.turn import Turn, begin_migration, finish_migration
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from shardmig.checks import Direction, Disagreement
     from shardmig.config import Config
     from shardmig.events import Listener
+    from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import FlagRow, Records
     from shardmig.session import Session
@@ -70,6 +72,7 @@ class Run:
         stop: set by Ctrl-C; work ends at the next safe place, recorded and resumable.
         reason: for the log of what is switched.
         proves_schemas: prove around all structure that whole schemas only grew, as on a canary.
+        mismatches: a file for the rows that a check finds wrong; None names the first of them only.
     """
 
     session: Session
@@ -79,6 +82,7 @@ class Run:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str | None = None
     proves_schemas: bool = False
+    mismatches: Mismatches | None = None
     _turn: Turn = field(init=False)
     _vouched: bool = field(init=False, default=False)
     _known: dict[str, FlagRow] = field(init=False, default_factory=dict)  # as just read; each is believed once
@@ -451,11 +455,17 @@ class Run:
         for number, move in plan.moves:
             if move.lossy or move.back is None:
                 continue
+            export, first = self._export(plan, move, "back"), None
             async for found in moves.compare(self.session, move, "back"):
                 self._pass_on()
+                first = first or found
+                if export is None:
+                    break
+                export(found)
+            if first is not None:
                 raise CheckFailed(
                     f"{plan.flag} stays LIVE: going back from DONE would change rows of {move.table}, for back(new) is "
-                    f"not what stands in old; first keys: {found.shown()}. Correct those rows, or say lossy=True",
+                    f"not what stands in old; first keys: {first.shown()}. Correct those rows, or say lossy=True",
                     shard=self._turn.shard,
                     step=f"{plan.revision} step {number}",
                 )
@@ -502,11 +512,17 @@ class Run:
                 self.config.pace,
                 stop=self.stop,
                 listener=self.listener,
+                export=self._export(plan, move, "forward" if forward else "back"),
             )
             if not await run.run():
                 raise _Stopped
 
         await self._step(plan, number, work)
+
+    def _export(self, plan: Plan, move: Move, direction: Direction) -> Callable[[Disagreement], None] | None:
+        if self.mismatches is None:
+            return None
+        return partial(self.mismatches.add, self._turn.shard, plan.flag, move, direction)
 
     async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
         forward = target > row.state

@@ -12,10 +12,11 @@ import asyncio
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardmig.catalog import Catalog, Difference, snapshot
-from shardmig.checks import compare
+from shardmig.checks import SHOWN, compare
 from shardmig.errors import ConfigError, ShardmigError
 from shardmig.plan import Statement
 from shardmig.records import Records, read_records
@@ -23,17 +24,18 @@ from shardmig.session import open_session
 from shardmig.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from shardmig.checks import Direction, Disagreement
     from shardmig.config import Config, Shard
+    from shardmig.keyset import Key
+    from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Move
-    from shardmig.records import FlagRow
+    from shardmig.records import FlagRow, StepRow
     from shardmig.scratch import Scratch
     from shardmig.session import Session
 
 __all__ = ["Disagreeing", "Verdict", "alike", "verify", "verify_rows"]
-
-_SHOWN = 20
 
 _OF_THE_SERVER = frozenset(
     {"storage", "privileges", "schema", "extension", "event trigger", "publication", "limits", "statistics"}
@@ -84,6 +86,7 @@ class Disagreeing:
         keys: the first of them, of rows that differ and of rows whose source is gone.
         note: why there was nothing to compare; None when there was.
         problem: why the shard could not be asked; None when it was.
+        moving: whether rows are still being moved, so that those not moved yet were left out.
     """
 
     shard: str
@@ -93,6 +96,7 @@ class Disagreeing:
     keys: tuple[tuple[str, ...], ...] = ()
     note: str | None = None
     problem: str | None = None
+    moving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +276,24 @@ def alike(verdicts: Iterable[Verdict]) -> list[tuple[list[Verdict], tuple[Differ
 
 
 async def verify_rows(
-    config: Config, accepted: AcceptedPlan, targets: Sequence[Shard], *, jobs: int = 4
+    config: Config,
+    accepted: AcceptedPlan,
+    targets: Sequence[Shard],
+    *,
+    jobs: int = 4,
+    mismatches: Mismatches | None = None,
 ) -> list[Disagreeing]:
     """
     Compare old and new over all rows of a plan's moves, range after range; nothing is changed.
 
-    While old counts, new is held against it; from LIVE on, old against new; in DONE nothing is.
+    While old counts, new is held against it, as far as rows are moved; from LIVE on, old against new; in DONE nothing.
+
+    Args:
+        config: the project's.
+        accepted: the plan.
+        targets: the shards.
+        jobs: shards at once.
+        mismatches: a file for all rows that disagree; None counts them and names the first.
 
     Raises:
         ConfigError: the plan moves nothing.
@@ -289,7 +305,7 @@ async def verify_rows(
     async def look(shard: Shard) -> list[Disagreeing]:
         async with places:
             try:
-                return await _rows(config, accepted, shard)
+                return await _rows(config, accepted, shard, mismatches)
             except ShardmigError as error:
                 return [Disagreeing(shard.name, "unknown", accepted.plan.moves[0][1].table, problem=str(error))]
 
@@ -298,33 +314,55 @@ async def verify_rows(
     return [found for task in tasks for found in task.result()]
 
 
-async def _rows(config: Config, accepted: AcceptedPlan, shard: Shard) -> list[Disagreeing]:
+async def _rows(
+    config: Config, accepted: AcceptedPlan, shard: Shard, mismatches: Mismatches | None
+) -> list[Disagreeing]:
+    plan = accepted.plan
     async with open_session(shard, config.session, pg_versions=config.lint.pg_versions, purpose="read") as session:
         records = await read_records(session)
-        row = records.flags.get(accepted.plan.flag) if records else None
+        row = records.flags.get(plan.flag) if records else None
+        state = State.OLD if row is None else State(row.state)
         found = []
-        for _, move in accepted.plan.moves:
-            state = State.OLD if row is None else State(row.state)
-            blank = Disagreeing(shard.name, state.name, move.table, note=_incomparable(row, state, move))
-            found.append(blank if blank.note else await _compared(session, move, state, blank))
-        return found
+        for number, move in plan.moves:
+            step = records.steps.get((plan.revision, number)) if records else None
+            blank = Disagreeing(shard.name, state.name, move.table, note=_incomparable(row, state, step, move))
+            if blank.note is None:
+                last = None if step is None or row is None or row.new_valid else step.cursor
+                export = partial(mismatches.add, shard.name, plan.flag, move) if mismatches else None
+                blank = await _compared(session, move, state, blank, last=last, export=export)
+            found.append(blank)
+        after = await read_records(session)
+    if row is not None and after is not None and after.flags[plan.flag].epoch != row.epoch:
+        return [replace(one, problem="its flag was switched while rows were compared; ask again") for one in found]
+    return found
 
 
-def _incomparable(row: FlagRow | None, state: State, move: Move) -> str | None:
+def _incomparable(row: FlagRow | None, state: State, step: StepRow | None, move: Move) -> str | None:
     """Say why there is nothing to compare; None when there is."""
     if row is None:
         return "its structure is not there yet"
-    if state is State.OLD and not row.new_valid:
+    if state <= State.DUAL and not row.new_valid and (step is None or step.cursor is None):
         return "its rows are not moved yet"
     if state is State.LIVE and move.back_check is None:
         return "new counts, and nothing says how old follows from it"
     return "only new counts" if state is State.DONE else None
 
 
-async def _compared(session: Session, move: Move, state: State, blank: Disagreeing) -> Disagreeing:
+async def _compared(
+    session: Session,
+    move: Move,
+    state: State,
+    blank: Disagreeing,
+    *,
+    last: Key | None,
+    export: Callable[[Direction, Disagreement], None] | None,
+) -> Disagreeing:
     rows = 0
     keys: list[tuple[str, ...]] = []
-    async for part in compare(session, move, "back" if state is State.LIVE else "forward"):
+    direction: Direction = "back" if state is State.LIVE else "forward"
+    async for part in compare(session, move, direction, last=last):
         rows += len(part.keys)
-        keys += [tuple(key) for key in part.keys[: _SHOWN - len(keys)]]
-    return replace(blank, rows=rows, keys=tuple(keys))
+        keys += [tuple(key) for key in part.keys[: SHOWN - len(keys)]]
+        if export is not None:
+            export(direction, part)
+    return replace(blank, rows=rows, keys=tuple(keys), moving=last is not None)

@@ -40,6 +40,7 @@ def apply(
     ] = False,
     take_over: options.TakeOver = False,
     reason: options.Reason = None,
+    mismatches: options.Mismatches = None,
     log_json: options.LogJson = None,
     output: options.Output = "text",
     config: options.Config_ = None,
@@ -65,7 +66,8 @@ def apply(
         results.show_left(found, here.plans, output)
     else:
         progress.confirm(fleet.waves(), yes=yes)
-        report = progress.run(
-            fleet, lambda: fleet.apply(until=Until(until), upto=revision, aware=aware), log_json=log_json
-        )
+        with progress.exporting(mismatches, here.plans) as fleet.mismatches:
+            report = progress.run(
+                fleet, lambda: fleet.apply(until=Until(until), upto=revision, aware=aware), log_json=log_json
+            )
         results.show_report(report, output)

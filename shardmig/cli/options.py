@@ -19,6 +19,7 @@ __all__ = [
     "Expect",
     "Jobs",
     "LogJson",
+    "Mismatches",
     "Output",
     "Partition",
     "Reason",
@@ -61,6 +62,15 @@ LogJson = Annotated[
         envvar="SHARDMIG_LOG_JSON",
         metavar="FILE",
         help="Append every event as a line of JSON: time, event, shard, step, reason, duration.",
+    ),
+]
+Mismatches = Annotated[
+    Path | None,
+    typer.Option(
+        "--mismatches",
+        envvar="SHARDMIG_MISMATCHES",
+        metavar="FILE",
+        help="Write the key of every row that a check finds wrong: CSV if FILE ends in .csv, else lines of JSON.",
     ),
 ]
 Output = Annotated[

@@ -20,6 +20,7 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from shardmig import mismatches
 from shardmig.cli.console import err, out
 from shardmig.errors import ConfigError
 from shardmig.events import (
@@ -42,9 +43,11 @@ if TYPE_CHECKING:
 
     from shardmig.events import Event, Listener
     from shardmig.fleet import Fleet, ShardStatus
+    from shardmig.mismatches import Mismatches
+    from shardmig.plan import AcceptedPlan
     from shardmig.rollout import Wave
 
-__all__ = ["confirm", "run", "watch"]
+__all__ = ["confirm", "exporting", "run", "watch"]
 
 T = TypeVar("T")
 
@@ -64,6 +67,15 @@ def run(fleet: Fleet, work: Callable[[], Awaitable[T]], *, quiet: bool = False, 
     with _display(quiet=quiet) as show, _log(log_json) as write:
         fleet.listener = _both(show, write)
         return asyncio.run(_until_stopped(fleet, work))
+
+
+@contextmanager
+def exporting(path: Path | None, plans: Sequence[AcceptedPlan]) -> Iterator[Mismatches | None]:
+    """Open the file of --mismatches, and say afterwards how many rows are in it."""
+    with mismatches.exporting(path, plans) as file:
+        yield file
+        if file is not None:
+            err.print(Text(f"{file.rows:,} rows that disagree are in {file.path}"))
 
 
 def watch(fleet: Fleet, show: Callable[[list[ShardStatus]], None]) -> list[ShardStatus]:

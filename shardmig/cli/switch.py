@@ -27,6 +27,7 @@ def switch(
     reason: options.Reason = None,
     expect: options.Expect = None,
     take_over: options.TakeOver = False,
+    mismatches: options.Mismatches = None,
     log_json: options.LogJson = None,
     output: options.Output = "text",
     config: options.Config_ = None,
@@ -44,7 +45,8 @@ def switch(
         raise ConfigError(f"no state {state!r}: OLD, DUAL, LIVE or DONE")
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
-    here.plan_of_flag(flag)
+    accepted = here.plan_of_flag(flag)
     fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
-    report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()]), log_json=log_json)
+    with progress.exporting(mismatches, [accepted]) as fleet.mismatches:
+        report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()]), log_json=log_json)
     results.show_report(report, output)

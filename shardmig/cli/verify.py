@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from shardmig.catalog import Difference
     from shardmig.cli.project import Project
     from shardmig.config import Shard
+    from shardmig.mismatches import Mismatches
+    from shardmig.plan import AcceptedPlan
     from shardmig.verification import Disagreeing, Verdict
 
 __all__ = ["register", "verify"]
@@ -35,21 +37,25 @@ def verify(
     data: Annotated[
         str | None, typer.Option("--data", metavar="FLAG", help="Also compare the rows that this flag's move moves.")
     ] = None,
+    mismatches: options.Mismatches = None,
     expect: options.Expect = None,
     jobs: options.Jobs = None,
     output: options.Output = "text",
     config: options.Config_ = None,
 ) -> None:
     """Compare shards with what the committed plans make of an empty server; exit 1 when something differs."""
-    from shardmig.cli import console, project
+    from shardmig.cli import console, progress, project
+    from shardmig.errors import ConfigError
 
+    if mismatches is not None and data is None:
+        raise ConfigError("--mismatches is about rows: say whose with --data FLAG")
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
     at_once = jobs or here.config.rollout.jobs
-    if data is not None:
-        here.plan_of_flag(data)
-    verdicts = _verdicts(here, chosen, at_once)
-    rows = _rows(here, data, chosen, at_once) if data is not None else []
+    moved = here.plan_of_flag(data) if data is not None else None
+    with progress.exporting(mismatches, [moved] if moved else []) as file:
+        verdicts = _verdicts(here, chosen, at_once)
+        rows = _rows(here, moved, chosen, at_once, file) if moved is not None else []
     sound = all(verdict.sound for verdict in verdicts) and not any(one.rows or one.problem for one in rows)
     if output == "json":
         console.show_json(_body(verdicts, rows, sound=sound))
@@ -69,10 +75,12 @@ def _verdicts(here: Project, chosen: Sequence[Shard], jobs: int) -> list[Verdict
         return asyncio.run(verify(here.config, here.plans, chosen, server, jobs=jobs))
 
 
-def _rows(here: Project, flag: str, chosen: Sequence[Shard], jobs: int) -> list[Disagreeing]:
+def _rows(
+    here: Project, moved: AcceptedPlan, chosen: Sequence[Shard], jobs: int, file: Mismatches | None
+) -> list[Disagreeing]:
     from shardmig.verification import verify_rows
 
-    return asyncio.run(verify_rows(here.config, here.plan_of_flag(flag), chosen, jobs=jobs))
+    return asyncio.run(verify_rows(here.config, moved, chosen, jobs=jobs, mismatches=file))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -142,7 +150,8 @@ def _show_rows(rows: Sequence[Disagreeing]) -> None:
             more = ", …" if one.rows > len(one.keys) else ""
             console.tell(f"{one.shard}  {one.table}: {one.rows} rows disagree in {one.state}, keys {keys}{more}")
         else:
-            console.tell(f"{one.shard}  {one.table}: every row agrees ({one.state})")
+            which = "every row moved so far" if one.moving else "every row"
+            console.tell(f"{one.shard}  {one.table}: {which} agrees ({one.state})")
 
 
 def _body(verdicts: Sequence[Verdict], rows: Sequence[Disagreeing], *, sound: bool) -> dict[str, Any]:
@@ -171,6 +180,7 @@ def _body(verdicts: Sequence[Verdict], rows: Sequence[Disagreeing], *, sound: bo
                 "disagree": one.rows,
                 "keys": [list(key) for key in one.keys],
                 "note": one.problem or one.note,
+                "moving": one.moving,
             }
             for one in rows
         ],
