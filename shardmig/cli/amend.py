@@ -31,6 +31,7 @@ def amend(
     from shardmig.cli import progress, project, results
 
     here = project.load(config)
+    revision = here.revision(revision)
     fleet = here.fleet(options.targets(here.config, shard, everything=False), reason=reason)
     report = progress.run(fleet, lambda: fleet.amend(revision, reason=reason))
     results.show_report(report, output)

@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 
 
 def apply(
-    revision: Annotated[str | None, typer.Argument(help="Apply up to this revision.", show_default="the head")] = None,
+    revision: Annotated[
+        str | None, typer.Argument(help="Apply up to this revision; its first characters do.", show_default="the head")
+    ] = None,
     shard: options.Shards = None,
     everything: options.All = False,
     wave: options.Wave = None,
@@ -55,6 +57,7 @@ def apply(
     from shardmig.todo import Until
 
     here = project.load(config)
+    revision = here.revision(revision) if revision is not None else None
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect, part=part)
     fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
     if failed:

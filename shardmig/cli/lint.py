@@ -80,7 +80,8 @@ def _migrations(here: Config, what: list[str] | None, diff: str | None) -> Linte
 
 
 def _named(directory: Path, what: list[str]) -> list[Path]:
-    """Find the scripts that arguments mean: a revision, a script or plan file, or a directory."""
+    """Find the scripts that arguments mean: a revision, the beginning of one, a script or plan file, or a directory."""
+    names = sorted(path.stem for path in directory.glob("*.py"))
     paths = []
     for name in what:
         path = Path(name)
@@ -89,9 +90,9 @@ def _named(directory: Path, what: list[str]) -> list[Path]:
         elif path.is_file():
             found = [path.with_suffix(".py")]
         else:
-            found = [candidate for candidate in (directory / f"{name}.py",) if candidate.is_file()]
+            found = [directory / f"{options.revision(name, names)}.py"]
         if not found:
-            raise ConfigError(f"{name}: no such script, directory or revision; nothing was judged")
+            raise ConfigError(f"{name}: no script in there; nothing was judged")
         paths += [path.resolve() for path in found]
     return paths
 

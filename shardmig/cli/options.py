@@ -11,6 +11,8 @@ from shardmig.errors import ConfigError
 from shardmig.rollout import partition
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shardmig.config import Config, Shard
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Tag",
     "TakeOver",
     "Wave",
+    "revision",
     "targets",
 ]
 
@@ -87,6 +90,27 @@ Partition = Annotated[
     ),
 ]
 TakeOver = Annotated[bool, typer.Option("--take-over", help="End another runner that works on these shards.")]
+
+
+def revision(named: str, revisions: Sequence[str]) -> str:
+    """
+    Return the revision that an argument means: its id, or the beginning of one alone.
+
+    Args:
+        named: what was typed.
+        revisions: those that there are, oldest first.
+
+    Raises:
+        ConfigError: none begins like that, or several do; they are named.
+    """
+    if named in revisions:
+        return named
+    found = [one for one in revisions if one.startswith(named)]
+    if len(found) > 1:
+        raise ConfigError(f"{named!r} begins {len(found)} revisions: {', '.join(found)}; type more of one")
+    if not found:
+        raise ConfigError(f"no revision {named!r}; the newest is {revisions[-1] if revisions else 'none'}")
+    return found[0]
 
 
 def targets(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from shardmig.cli import options
-from shardmig.errors import ConfigError
 
 if TYPE_CHECKING:
     from shardmig.plan import Plan
@@ -23,7 +22,9 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    revisions: Annotated[list[str] | None, typer.Argument(help="Revisions to render.", show_default="all")] = None,
+    revisions: Annotated[
+        list[str] | None, typer.Argument(help="Revisions to render, or their first characters.", show_default="all")
+    ] = None,
     output: Annotated[
         Literal["sql", "text", "json"], typer.Option("--output", "-o", help="sql shows the files; text a line a step.")
     ] = "text",
@@ -41,16 +42,14 @@ def plan(
 
     here = configuration.load(config)
     scripts = load_scripts(here.migrations_dir, start_after=here.lint.start_after)
-    unknown = set(revisions or ()) - {script.revision for script in scripts}
-    if unknown:
-        newest = scripts[-1].revision if scripts else "none"
-        raise ConfigError(f"no revision {min(unknown)!r} in {here.migrations_dir}; the newest is {newest}")
+    known = [script.revision for script in scripts]
+    meant = {options.revision(name, known) for name in revisions or ()}
     renderer = Renderer(scripts, before_import=refusing(here))
     history = History(here.lint)
     shown = []
     for script in scripts:
         rendered, changed = _rendered(script, renderer)
-        wanted = not revisions or script.revision in revisions
+        wanted = not meant or script.revision in meant
         if wanted and changed and not dry_run:
             planfile.write(rendered, script.plan_path)
         if wanted:

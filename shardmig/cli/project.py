@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardmig import config as configuration
+from shardmig.cli import options
 from shardmig.errors import ConfigError
 from shardmig.fleet import Fleet
 from shardmig.repository import accepted_plans
@@ -44,6 +45,10 @@ class Project:
             take_over=take_over,
             reason=reason,
         )
+
+    def revision(self, named: str) -> str:
+        """Find the revision that an argument means; `options.revision` says how and what it raises."""
+        return options.revision(named, [accepted.plan.revision for accepted in self.plans])
 
     def plan_of_flag(self, flag: str) -> AcceptedPlan:
         """

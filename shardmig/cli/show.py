@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from shardmig.cli import options
-from shardmig.errors import ConfigError
 
 __all__ = ["register", "show"]
 
@@ -18,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
-    revision: Annotated[str, typer.Argument(help="The revision, or its flag.")],
+    revision: Annotated[str, typer.Argument(help="The revision, its first characters, or its flag.")],
     shard: options.Shards = None,
     everything: options.All = False,
     output: options.Output = "text",
@@ -29,11 +28,9 @@ def show(
     from shardmig.cli import console, progress, project, results
 
     here = project.load(config)
-    found = [a for a in here.plans if revision in {a.plan.revision, a.plan.flag}]
-    if not found:
-        newest = here.plans[-1].plan.revision if here.plans else "none"
-        raise ConfigError(f"no revision {revision!r}; the newest is {newest}")
-    plan = found[0].plan
+    flags = {accepted.plan.flag: accepted.plan for accepted in here.plans}
+    revisions = {accepted.plan.revision: accepted.plan for accepted in here.plans}
+    plan = flags.get(revision) or revisions[here.revision(revision)]
     if not shard and not everything:
         console.show_json(plan.model_dump(mode="json")) if output == "json" else console.tell(planfile.dumps(plan))
         return

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
+
+import pytest
 
 if TYPE_CHECKING:
     from conftest import Project
+
+
+@pytest.mark.parametrize("verb", [("show",), ("plan", "-n"), ("lint",)])
+def test_a_revision_may_be_cut_short_as_long_as_it_is_one_alone(repository: Project, verb: tuple[str, ...]) -> None:
+    assert repository.run(*verb, "0002").out == repository.run(*verb, "0002_split_name").out
+
+    several = repository.run(*verb, "000", code=2)
+    assert re.search(r"'000' begins \d+ revisions: 0001_shop, 0002_split_name, 0003_order_address", several.err)
+    assert "no revision '9'; the newest is 0003_order_address" in repository.run(*verb, "9", code=2).err
 
 
 def test_check_judges_the_application_where_the_configuration_names_it(repository: Project) -> None:
