@@ -19,7 +19,7 @@ from shardmig.errors import ConfigError, ShardError, ShardmigError, ShardUnreach
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
 from shardmig.provisioning import lowest_states, provision
-from shardmig.records import Records, read_log, read_records
+from shardmig.records import Records, read_log, read_records, records_queries
 from shardmig.rollout import FAILURES, Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from shardmig.config import SessionSettings, Shard
 
-__all__ = ["SET_ROLE", "Answers", "connect", "judge", "not_ready", "questions"]
+__all__ = ["SCHEMA_EXISTS", "SET_ROLE", "Answers", "connect", "judge", "not_ready", "questions"]
 
 # Of a broken connection psycopg also warns in its log, which Python prints where nobody configured logging; to us it
 # comes as an exception.
@@ -49,6 +49,8 @@ _SETTINGS = {
 }
 _OFF_SINCE = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}  # setting → server version
 
+_UNIT_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+
 _MISTAKEN = {"host": re.compile("@"), "port": re.compile("[^0-9,]")}
 
 # A dead peer is noticed within half a minute; what the URL says goes first.
@@ -63,23 +65,25 @@ class Answers(NamedTuple):
         direct: the server process is the one that the connection was told of.
         standby: in recovery.
         read_only: transactions are read-only by default.
-        schema_exists: the shard's schema.
         replication_role: "origin", or triggers do not fire.
         login: the role that connected.
-        sees_others: whether it sees other roles' activity.
-        deadlock_timeout_ms: of the server.
+        deadlock_timeout: of the server, with its unit.
         applied: the settings as they are now; None when not direct.
     """
 
     direct: bool
     standby: bool
     read_only: bool
-    schema_exists: bool
     replication_role: str
     login: str
-    sees_others: bool
-    deadlock_timeout_ms: float
+    deadlock_timeout: str
     applied: list[str] | None
+
+    @property
+    def deadlock_timeout_ms(self) -> float:
+        """The server's deadlock_timeout: a whole number and the largest unit that fits ("Setting Parameters")."""
+        number, unit = re.fullmatch(r"(\d+)(ms|s|min|h|d)", self.deadlock_timeout).groups()  # type: ignore[union-attr]
+        return float(number) * _UNIT_MS[unit]
 
 
 async def connect(shard: Shard, settings: SessionSettings) -> psycopg.AsyncConnection[tuple[Any, ...]]:
@@ -122,11 +126,12 @@ def questions(
         **_SETTINGS,
         "synchronous_commit": settings.synchronous_commit,
         "statement_timeout": f"{settings.statement_timeout_s * 1000:.0f}ms",
+        "lock_timeout": f"{settings.lock_timeout_ms[-1]}ms",
         **{name: "0" for name, since in _OFF_SINCE.items() if server_version >= since},
     }
     pairs = [text for pair in values.items() for text in pair]
-    calls = ",\n           ".join(f"set_config(${n}, ${n + 1}, false)" for n in range(4, 4 + len(pairs), 2))
-    return _QUESTIONS.format(calls=calls), (backend_pid, shard.schema_name, settings.lock_timeout_ms[-1], *pairs)
+    calls = ",\n           ".join(f"set_config(${n}, ${n + 1}, false)" for n in range(3, 3 + len(pairs), 2))
+    return _QUESTIONS.format(calls=calls), (backend_pid, shard.schema_name, *pairs)
 
 
 def judge(
@@ -137,7 +142,7 @@ def judge(
 
     Raises:
         ThroughPooler, NotPrimary: connect to another address.
-        PreflightFailed: version, encoding, schema or replication role are not as they must be.
+        PreflightFailed: version, encoding or replication role are not as they must be.
     """
     major = server_version // 10_000
     oldest, newest = pg_versions
@@ -154,8 +159,6 @@ def judge(
         )
     if server_encoding != "UTF8":
         raise not_ready(shard, f"the database's encoding is {server_encoding}; only UTF8 is supported")
-    if not answers.schema_exists:
-        raise not_ready(shard, f"schema {shard.schema_name} does not exist; create it or correct the shard's `schema`")
     if answers.replication_role != "origin":
         raise not_ready(
             shard,
@@ -178,23 +181,20 @@ def _without_secrets(message: str, given: Mapping[str, object]) -> str:
     return message
 
 
-# A lock wait that outlives deadlock_timeout makes the server look for deadlocks, and may end the application's
-# transaction instead of ours: half of it is the limit, whatever the ladder says.
+# Asked of a server process that is new and knows nothing: functions and a catalog's row, no join, no view.
 _QUESTIONS = """
 SELECT pg_backend_pid() = $1,
        pg_is_in_recovery(),
        current_setting('default_transaction_read_only')::boolean,
-       to_regnamespace(quote_ident($2)) IS NOT NULL,
        current_setting('session_replication_role'),
        session_user::text,
-       pg_has_role(session_user, 'pg_read_all_stats', 'USAGE'),
-       deadlock.ms,
+       current_setting('deadlock_timeout'),
        CASE WHEN pg_backend_pid() = $1 THEN ARRAY[
            set_config('search_path', format('%I, pg_temp', $2::text), false),
-           set_config('lock_timeout', least($3::int, (deadlock.ms / 2)::int) || 'ms', false),
            {calls}
        ] END
-FROM (SELECT (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::float8 AS ms) AS deadlock
 """
+
+SCHEMA_EXISTS = "SELECT to_regnamespace(quote_ident($1)) IS NOT NULL"
 
 SET_ROLE = "SELECT CASE WHEN pg_backend_pid() = $1 THEN set_config('role', $2, false) END"

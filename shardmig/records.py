@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from datetime import datetime
 
+    from shardmig.config import Shard
     from shardmig.session import Result, Session
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "read_flags",
     "read_log",
     "read_records",
+    "records_queries",
 ]
 
 
@@ -176,6 +178,16 @@ SELECT at, action, flag, revision, before, after, reason, session_user_name, os_
 FROM shardmig.log WHERE shard = $1 ORDER BY id"""
 
 
+def records_queries(shard: Shard, *, known: Collection[str] = ()) -> list[Query]:
+    """Ask for everything about a shard as part of another flight; `read_records` then has its answers."""
+    return [
+        Query(_SHARD, [shard.name, shard.schema_name]),
+        Query(_FLAGS, [shard.name]),
+        Query(_MIGRATIONS, [shard.name, sorted(known)]),
+        Query(_STEPS, [shard.name]),
+    ]
+
+
 async def read_records(session: Session, *, known: Collection[str] = ()) -> Records | None:
     """
     Read everything about a session's shard, in one round trip.
@@ -193,14 +205,7 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
     """
     name = session.shard.name
     try:
-        found, flags, migrations, steps = await session.flight(
-            [
-                Query(_SHARD, [name, session.shard.schema_name]),
-                Query(_FLAGS, [name]),
-                Query(_MIGRATIONS, [name, list(known)]),
-                Query(_STEPS, [name]),
-            ]
-        )
+        found, flags, migrations, steps = await session.ask(records_queries(session.shard, known=known))
     except (pg.UndefinedTable, pg.InvalidSchemaName):
         return None
     except pg.InsufficientPrivilege as error:
@@ -261,7 +266,7 @@ async def read_flags(session: Session) -> dict[str, FlagRow]:
 
 def flags_query(shard: str) -> Query:
     """Ask for the flags as part of another flight."""
-    return Query(_FLAGS, (shard,))
+    return Query(_FLAGS, [shard])
 
 
 def flags_of(found: Result) -> dict[str, FlagRow]:

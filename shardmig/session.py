@@ -17,7 +17,7 @@ from psycopg.rows import class_row, tuple_row
 
 from shardmig.errors import InDoubt, ShardUnreachable, StepFailed
 from shardmig.flight import Query, Result, current_settings, set_settings
-from shardmig.handshake import SET_ROLE, Answers, connect, judge, not_ready, questions
+from shardmig.handshake import SCHEMA_EXISTS, SET_ROLE, Answers, connect, judge, not_ready, questions
 from shardmig.holder import LOCK_CLASS, LOCKS, Holder, meet_holder
 from shardmig.pgerrors import first_line, is_connection_lost, is_transient, pointer, sqlstate
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from psycopg.rows import AsyncRowFactory
 
     from shardmig.config import SessionSettings, Shard
+    from shardmig.errors import PreflightFailed
     from shardmig.holder import Purpose
 
 __all__ = [
@@ -56,7 +57,6 @@ class Session:
         purpose: "run" holds the runner lock, "read" does not.
         login: the role that connected; `observe` runs as it.
         deadlock_timeout_ms: the server's setting.
-        sees_others: whether the login role sees other roles' activity (`pg_read_all_stats`).
         took_over: whose backend was terminated to get the runner lock; None as a rule.
         failed: the query of the last flight that the server refused.
     """
@@ -69,10 +69,10 @@ class Session:
         self.purpose = purpose
         self.login = ""
         self.deadlock_timeout_ms = 0.0
-        self.sees_others = False
         self.took_over: Holder | None = None
         self.failed: Query | None = None
         self._pg_versions = pg_versions
+        self._answered: tuple[Sequence[Query], list[Result]] = ((), [])
         self._open: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -129,6 +129,11 @@ class Session:
         failure leaves the rest unexecuted; `failed` then is the query that was refused.
         """
         return [Result(rows, count) for count, rows in await self._fly(queries, tuple_row)]
+
+    async def ask(self, queries: Sequence[Query]) -> list[Result]:
+        """Read in one flight, or in none: what was asked while connecting is answered until anything else is sent."""
+        asked, answers = self._answered
+        return answers if answers and list(asked) == list(queries) else await self.flight(queries)
 
     async def transact(
         self,
@@ -214,9 +219,14 @@ class Session:
         """The server's version as libpq counts it: 150018 is 15.18."""
         return self.connection.info.server_version
 
-    async def connect(self, *, take_over: bool = False) -> None:
+    async def connect(self, *, take_over: bool = False, ask: Sequence[Query] = ()) -> None:
         """
         Connect, check, prepare and, for a runner, take the shard's lock.
+
+        Args:
+            take_over: end the runner that holds the shard.
+            ask: questions that travel with the self-checks, for `Session.ask`; what is refused there is asked again by
+                whoever wants to know.
 
         Raises:
             ShardUnreachable: no connection; the message shows the address and never a password.
@@ -225,7 +235,7 @@ class Session:
         """
         self._open = await connect(self.shard, self.settings)
         try:
-            await self._prepare(take_over=take_over)
+            await self._prepare(take_over=take_over, ask=ask)
         except BaseException:
             await self.close()
             raise
@@ -241,14 +251,40 @@ class Session:
             await self._open.close()
             self._open = None
 
-    async def _prepare(self, *, take_over: bool) -> None:
-        """Do everything in one flight; only a busy shard costs more."""
+    async def _prepare(self, *, take_over: bool, ask: Sequence[Query]) -> None:
+        """Do everything in one flight; only a busy shard, or an answer that is refused, costs more."""
+        info = self.connection.info
+        answers, (schema, locked), answered = await self._shake_hands(ask)
+        encoding = info.parameter_status("server_encoding")
+        judge(answers, self.shard, self._pg_versions, server_version=info.server_version, server_encoding=encoding)
+        self.login, self.deadlock_timeout_ms = answers.login, answers.deadlock_timeout_ms
+        if schema != self.shard.schema_name:
+            raise await self._schema_problem()
+        # A lock wait that outlives deadlock_timeout makes the server look for deadlocks, and may end the application's
+        # transaction instead of ours: half of it is the limit, whatever the ladder says.
+        if self.settings.lock_timeout_ms[-1] > (limit_ms := self.deadlock_timeout_ms // 2):
+            await self.flight([set_settings({"lock_timeout": f"{limit_ms:.0f}ms"}, local=False)])
+        if locked:
+            self._answered = (ask, answered)
+        else:  # whoever holds the shard is changing what was read
+            self.took_over = await meet_holder(self, take_over=take_over) or self.took_over
+
+    async def _shake_hands(self, ask: Sequence[Query]) -> tuple[Answers, tuple[str | None, bool], list[Result]]:
+        """
+        Send self-checks, settings, locks and questions.
+
+        Returns:
+            What the server says of itself; the schema that is used, and whether it is locked; the answers.
+        """
         pid, info, owner = self.backend_pid, self.connection.info, self.settings.owner
-        asked = questions(self.shard, self.settings, backend_pid=pid, server_version=info.server_version)
+        checks = Query(*questions(self.shard, self.settings, backend_pid=pid, server_version=info.server_version))
         role = [Query(SET_ROLE, (pid, owner))] if owner else []
+        hands = [checks, *role, Query(LOCKS[self.purpose], (pid, self.shard.name))]
         try:
-            flight = await self.flight([Query(*asked), *role, Query(LOCKS[self.purpose], (pid, self.shard.name))])
+            flight = await self.flight([*hands, *ask])
         except psycopg.Error as error:
+            if self.failed in ask and not self.connection.broken:
+                return await self._shake_hands(())  # an empty database has no ledger: no reason to refuse the session
             if self.failed is None or self.failed.sql != SET_ROLE:
                 raise ShardUnreachable(
                     f"the server refused the session: {first_line(error)}", shard=self.shard.name
@@ -258,20 +294,16 @@ class Session:
                 f"role {info.user} cannot become the owner: {first_line(error)}; "
                 f"create it, GRANT {owner} TO {info.user}, or correct session.owner",
             ) from error
-        answers = Answers(*flight[0].rows[0])
-        encoding = info.parameter_status("server_encoding")
-        judge(answers, self.shard, self._pg_versions, server_version=info.server_version, server_encoding=encoding)
-        self.login, self.sees_others = answers.login, answers.sees_others
-        self.deadlock_timeout_ms = answers.deadlock_timeout_ms
-        schema, locked = flight[-1].rows[0]
-        if schema != self.shard.schema_name:
-            raise not_ready(
-                self.shard,
-                f"role {owner or self.login} may not use schema {self.shard.schema_name}; "
-                f"GRANT USAGE, CREATE ON SCHEMA {self.shard.schema_name} TO {owner or self.login}",
-            )
-        if not locked:
-            self.took_over = await meet_holder(self, take_over=take_over) or self.took_over
+        return Answers(*flight[0].rows[0]), flight[len(hands) - 1].rows[0], flight[len(hands) :]
+
+    async def _schema_problem(self) -> PreflightFailed:
+        schema, role = self.shard.schema_name, self.settings.owner or self.login
+        if not (await self.execute(SCHEMA_EXISTS, [schema])).value:
+            return not_ready(self.shard, f"schema {schema} does not exist; create it or correct the shard's `schema`")
+        return not_ready(
+            self.shard,
+            f"role {role} may not use schema {schema}; GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}",
+        )
 
     async def _fly(
         self, queries: Sequence[Query], factory: AsyncRowFactory[T], *, only: int | None = None
@@ -284,6 +316,7 @@ class Session:
         """
         for query in queries:
             self._refuse_hidden_text(query)
+        self._answered = ((), [])
         cursors = [psycopg.AsyncRawCursor(self.connection, row_factory=factory) for _ in queries]
         self.failed = None
         try:
@@ -315,6 +348,7 @@ async def open_session(
     pg_versions: tuple[int, int],
     purpose: Purpose = "run",
     take_over: bool = False,
+    ask: Sequence[Query] = (),
 ) -> AsyncIterator[Session]:
     """
     Connect to a shard, prepare the session, and close it at the end.
@@ -325,12 +359,13 @@ async def open_session(
         pg_versions: oldest and newest server major that plans are judged for.
         purpose: "run" to change the shard, alone; "read" to look at it.
         take_over: end the runner that holds the shard, if there is one; `Session.took_over` says who it was.
+        ask: questions that travel with the self-checks, see `Session.connect`.
 
     Raises:
         ShardUnreachable, ThroughPooler, NotPrimary, PreflightFailed, ShardBusy: see `Session.connect`.
     """
     session = Session(shard, settings, pg_versions=pg_versions, purpose=purpose)
-    await session.connect(take_over=take_over)
+    await session.connect(take_over=take_over, ask=ask)
     try:
         yield session
     finally:

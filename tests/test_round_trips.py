@@ -38,8 +38,8 @@ def proxied(servers: list[Server], fresh_database: Callable[[Server], str]) -> I
 @pytest.mark.parametrize(
     ("migration", "most"),
     [
-        (COLUMN, 8),  # startup, self-checks, ledger, preflight, turn and plan, ALTER, flip, end
-        (TABLES, 8),  # ten statements that lock nothing are one flight
+        (COLUMN, 7),  # startup, self-checks with the ledger, preflight, turn and plan, ALTER, flip, end
+        (TABLES, 7),  # ten statements that lock nothing are one flight
     ],
     ids=["a column", "ten tables"],
 )
@@ -55,7 +55,7 @@ async def test_a_small_migration_waits_for_the_server_a_known_number_of_times(
     assert most == proxy.round_trips
 
 
-async def test_a_shard_with_nothing_to_do_and_a_look_at_it_cost_three(proxied: tuple[FaultProxy, Shard]) -> None:
+async def test_a_shard_with_nothing_to_do_and_a_look_at_it_cost_two(proxied: tuple[FaultProxy, Shard]) -> None:
     proxy, shard = proxied
     fleet = fleet_of([shard], SHOP)
     assert (await fleet.apply()).done
@@ -63,7 +63,7 @@ async def test_a_shard_with_nothing_to_do_and_a_look_at_it_cost_three(proxied: t
         proxy.round_trips = 0
         await ask()
 
-        assert 3 == proxy.round_trips, "startup, self-checks, ledger; a password adds two"
+        assert 2 == proxy.round_trips, "startup, self-checks with the ledger; a password adds two"
 
 
 async def test_ddl_its_record_and_its_commit_leave_in_one_flight(proxied: tuple[FaultProxy, Shard]) -> None:
