@@ -344,7 +344,7 @@ class _Apply(_Each):
         records = await run.records()
         todo, held = pending(self._plans, records, until=self._until, history=self.fleet.plans)
         if records.maintenance and all(item.plan.online for item in todo):
-            return _in_maintenance(records) if todo else None
+            return _in_maintenance(records) if todo else held_back(records, held) if held else None
         if self._aware is not None and any(item.target is not None and item.plan.has_move for item in todo):
             await run.vouch(self._aware, todo)
         run.proves_schemas = records.shard in self._canaries

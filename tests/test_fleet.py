@@ -340,6 +340,17 @@ async def test_a_shard_in_maintenance_is_tried_again_at_the_end(six: list[Shard]
     assert lifted.is_set()
 
 
+async def test_a_shard_in_maintenance_whose_flag_is_held_is_pending_and_says_why(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six[:1], SHOP, UPPER))
+    await fleet_of(six[:1], SHOP, UPPER).switch("upper", State.DUAL)
+    await fleet_of(six[:1], SHOP, UPPER).maintain("offline")
+
+    (found,) = await fleet_of(six[:1], SHOP, UPPER).apply()
+
+    assert PENDING == found.outcome
+    assert "upper is DUAL: somebody switched it back" in found.reason
+
+
 async def test_a_move_that_rests_for_too_long_parks_the_shard(six: list[Shard]) -> None:
     await outcomes(fleet_of(six, SHOP))
     run(six[4], "INSERT INTO customer SELECT n, 'a' FROM generate_series(1, 10) n")

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
@@ -51,5 +52,9 @@ def guarded(app: Callable[[], object]) -> NoReturn:
 
 
 def show_json(body: object) -> None:
-    """Write a result as JSON."""
-    sys.stdout.write(json.dumps(body, indent=2, default=str, ensure_ascii=False) + "\n")
+    """Write a result as JSON; times are ISO 8601 with their zone."""
+    sys.stdout.write(json.dumps(body, indent=2, default=_plain, ensure_ascii=False) + "\n")
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -201,7 +201,7 @@ def show_history(found: Sequence[ShardStatus], output: str) -> None:
             change = f"{line['before'] or ''} → {line['after'] or ''}" if line["after"] else ""
             what = _joined(str(line["flag"] or line["revision"] or ""), change, sep=" ")
             why = f" “{line['reason']}”" if line["reason"] else ""
-            tell(f"  {line['at']:%Y-%m-%d %H:%M:%S}  {line['action']:<12} {what}  by {line['by']}{why}")
+            tell(f"  {line['at'].isoformat(timespec='seconds')}  {line['action']:<12} {what}  by {line['by']}{why}")
 
 
 def _log_body(one: ShardStatus) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,7 +69,10 @@ def test_a_migration_lives_from_structure_to_done_and_back(project: Project) -> 
     held = project.run("apply", "--all", code=1)
     assert "split_name is DUAL" in held.out
     assert DUAL == project.flags("eu1")["split_name"]
-    assert "names look wrong" in project.run("history", "--shard", "eu1").out
+    told = project.run("history", "--shard", "eu1").out
+    assert re.search(r"^  \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d  switch .*names look wrong", told, re.MULTILINE)
+    [logged] = project.run("history", "--shard", "eu1", "-o", "json").json["shards"]
+    assert all(datetime.fromisoformat(line["at"]).tzinfo and "T" in line["at"] for line in logged["log"])
 
     # forward again, then DONE on all
     project.run("switch", "split_name", "LIVE", "--shard", "eu1")
