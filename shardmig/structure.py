@@ -6,6 +6,8 @@ Those that lock nothing that exists run together, each of the others alone, conc
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardmig import locking
@@ -19,10 +21,71 @@ if TYPE_CHECKING:
 
     from shardmig.config import SessionSettings
     from shardmig.events import Listener
-    from shardmig.plan import AcceptedPlan
+    from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.steps import Steps
+    from shardmig.todo import Todo
     from shardmig.turn import Turn
 
-__all__ = ["build_index", "execute_together", "execute_under_lock"]
+__all__ = ["Structure", "build_index", "execute_together", "execute_under_lock"]
+
+
+@dataclass(slots=True)
+class Structure:
+    """
+    Executing what is left of the structure of plans.
+
+    Attributes:
+        steps: does them.
+        settings: of the session.
+        fresh: revision and number of the steps that nobody can have done.
+    """
+
+    steps: Steps
+    settings: SessionSettings
+    fresh: set[tuple[str, int]] = field(default_factory=set)
+
+    async def execute(self, item: Todo) -> None:
+        """Execute the statements that are left, those that lock nothing existing together, each other one alone."""
+        accepted = item.accepted
+        free: list[int] = []
+        for number in item.statements:
+            if number not in accepted.locks and number not in accepted.indexes:
+                free.append(number)
+                continue
+            await self._together(item, free)
+            free = []
+            self.steps.pass_on()
+            if number in accepted.indexes:
+                work = partial(build_index, self.steps.turn, accepted, number)
+            else:
+                work = partial(self._under_lock, accepted, number)
+            await self.steps.do(item.plan, number, work)
+        await self._together(item, free)
+
+    async def _together(self, item: Todo, numbers: Sequence[int]) -> None:
+        if numbers:
+            await self.steps.do(item.plan, numbers[0], partial(self._freely, item.accepted, numbers))
+
+    async def _under_lock(self, accepted: AcceptedPlan, number: int) -> None:
+        await execute_under_lock(
+            self.steps.turn,
+            self.settings,
+            accepted,
+            number,
+            listener=self.steps.listener,
+            fresh=self._are_fresh(accepted.plan, [number]),
+        )
+
+    async def _freely(self, accepted: AcceptedPlan, numbers: Sequence[int]) -> None:
+        fresh = self._are_fresh(accepted.plan, numbers)
+        await execute_together(self.steps.turn, self.settings, accepted, numbers, fresh=fresh)
+
+    def _are_fresh(self, plan: Plan, numbers: Sequence[int]) -> bool:
+        """Say whether nobody can have done these steps: true once, for the first try may have happened."""
+        steps = {(plan.revision, number) for number in numbers}
+        fresh = steps <= self.fresh
+        self.fresh -= steps
+        return fresh
 
 
 async def execute_together(

@@ -1,0 +1,202 @@
+"""
+Taking a flag along the edges of its graph: what an edge's guard asks for is earned, then the flag flips.
+
+Drain, move, check, flip: one edge at a time, in both directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from shardmig import moves, relaxation, switching
+from shardmig.errors import CheckFailed, PreflightFailed, SwitchRefused
+from shardmig.events import Warned
+from shardmig.ledger import translated
+from shardmig.plan import Switch
+from shardmig.session import Query
+from shardmig.states import Guard, State, route
+from shardmig.steps import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shardmig.checks import Direction, Disagreement
+    from shardmig.config import Pace
+    from shardmig.mismatches import Mismatches
+    from shardmig.plan import AcceptedPlan, Move, Plan
+    from shardmig.records import FlagRow
+    from shardmig.states import Edge
+    from shardmig.steps import Steps
+    from shardmig.turn import Turn
+
+__all__ = ["Edges"]
+
+
+@dataclass(slots=True)
+class Edges:
+    """
+    One runner's walk along the edges of the flags of one shard.
+
+    Attributes:
+        steps: does what the guards ask for.
+        pace: of the moves.
+        reason: for the log of what is switched.
+        vouched: an operator vouches that every process which runs knows the flags.
+        mismatches: a file for the rows that a check finds wrong; None names the first of them only.
+        known: the flags as just read; each is believed once.
+    """
+
+    steps: Steps
+    pace: Pace
+    reason: str | None = None
+    vouched: bool = False
+    mismatches: Mismatches | None = None
+    known: dict[str, FlagRow] = field(default_factory=dict)
+
+    @property
+    def _turn(self) -> Turn:
+        return self.steps.turn
+
+    async def walk(self, flag: str, target: State, accepted: AcceptedPlan) -> None:
+        """Take a flag to a state, one edge after the other, each of which looks first how far it is."""
+        row = self.known.get(flag) or await switching.read_flag(self._turn.session, flag)
+        try:
+            edges = route(State(row.state), target, has_move=row.has_move)
+        except ValueError as error:
+            raise SwitchRefused(f"flag {flag}: {error}", shard=self._turn.shard) from None
+        for edge in edges:
+            self.steps.pass_on()
+            await self.steps.surely(partial(self._take, accepted.plan, edge))
+
+    async def make_valid(self, plan: Plan, *, forward: bool) -> None:
+        """
+        Move rows and check them all: forward in DUAL, back in LIVE.
+
+        The drain comes first: whoever still writes only one representation would make a moved row stale again.
+        """
+        row = await switching.read_flag(self._turn.session, plan.flag)
+        if row.new_valid if forward else row.old_valid:
+            return
+        if not forward and not plan.moves:
+            raise PreflightFailed(
+                f"{plan.flag} cannot go back from DONE: writers have left old alone, and its script has no move that "
+                "could fill it; it may stay LIVE for ever",
+                shard=self._turn.shard,
+            )
+        row = await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
+        for number, move in plan.moves:
+            await self._move(plan, number, move, forward=forward)
+        column = "new_valid" if forward else "old_valid"
+        valid = Query(
+            f"UPDATE shardmig.flag SET {column} = true WHERE shard = $1 AND flag = $2 AND epoch = $3",
+            (self._turn.shard, plan.flag, row.epoch),
+        )
+        numbers = [number for number, _ in plan.moves]
+        records = [self._turn.record_step(plan.revision, number) for number in numbers]
+        await self._claim(plan, numbers)  # a reconnect in between has raised the term
+        with translated(self._turn.shard):
+            results = await self._turn.session.transact([self._turn.hold(), *records, valid])
+        if results[-1].rowcount != 1:
+            raise SwitchRefused(f"flag {plan.flag} was switched while rows moved; apply again", shard=self._turn.shard)
+
+    async def _take(self, plan: Plan, edge: Edge) -> None:
+        """Take one edge, if the flag has not taken it already."""
+        row = self.known.pop(plan.flag, None) or await switching.read_flag(self._turn.session, plan.flag)
+        if row.state != edge.target:
+            await self._earn(plan, row, edge)
+            await self._flip(plan, row, edge.target)
+
+    async def _earn(self, plan: Plan, row: FlagRow, edge: Edge) -> None:
+        """Do what an edge's guard asks for."""
+        match edge.guard:
+            case Guard.NONE if edge.target is State.DUAL:
+                self._warn_unless_vouched(plan)
+                for number, move in plan.moves:
+                    await moves.refuse_lossy(self._turn.session, plan.revision, number, move)
+            case Guard.NONE if edge.source is State.DONE:
+                await relaxation.refuse_without_old(self._turn.session, plan)
+            case Guard.NONE:
+                pass
+            case Guard.DRAINED:
+                await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
+            case Guard.NEW_VALID if not row.new_valid:
+                await self.make_valid(plan, forward=True)
+            case Guard.OLD_VALID if not row.old_valid:
+                await self.make_valid(plan, forward=False)
+            case _:
+                pass
+        if edge.target is State.DONE:
+            await self._refuse_lost(plan)
+            await relaxation.relax(self._turn.session, plan, fence=[self._turn.hold()], listener=self.steps.listener)
+
+    async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
+        forward = target > row.state
+        numbers = [n for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and s.to is target and forward]
+        records = [self._turn.record_switches(plan.revision, numbers)] if numbers else []
+        self.known[plan.flag] = await switching.flip(
+            self._turn, row, target, reason=self.reason, records=records, listener=self.steps.listener
+        )
+
+    def _warn_unless_vouched(self, plan: Plan) -> None:
+        """G0: a process that does not know the flag writes old alone, and the move would never see it."""
+        if not self.vouched:
+            self.steps.say(
+                Warned(
+                    self._turn.shard,
+                    f"nobody vouched that every process which runs knows the flag {plan.flag}; what an older one "
+                    "writes from now on is lost to readers of new (apply --aware RELEASE vouches, and logs it)",
+                )
+            )
+
+    async def _refuse_lost(self, plan: Plan) -> None:
+        """
+        Before DONE, compare all of old with back(new): the lossy test before the move has seen a sample only.
+
+        From DONE on old goes stale, and the way back writes back(new) into every row.
+        """
+        for number, move in plan.moves:
+            if move.lossy or move.back is None:
+                continue
+            export, first = self._export(plan, move, "back"), None
+            async for found in moves.compare(self._turn.session, move, "back"):
+                self.steps.pass_on()
+                first = first or found
+                if export is None:
+                    break
+                export(found)
+            if first is not None:
+                raise CheckFailed(
+                    f"{plan.flag} stays LIVE: going back from DONE would change rows of {move.table}, for back(new) is "
+                    f"not what stands in old; first keys: {first.shown()}. Correct those rows, or say lossy=True",
+                    shard=self._turn.shard,
+                    step=f"{plan.revision} step {number}",
+                )
+
+    async def _move(self, plan: Plan, number: int, move: Move, *, forward: bool) -> None:
+        async def work() -> None:
+            run = moves.MoveRun(
+                self._turn,
+                plan.revision,
+                number,
+                move,
+                "forward" if forward else "back",
+                self.pace,
+                stop=self.steps.stop,
+                listener=self.steps.listener,
+                export=self._export(plan, move, "forward" if forward else "back"),
+            )
+            if not await run.run():
+                raise Stopped
+
+        await self.steps.do(plan, number, work)
+
+    def _export(self, plan: Plan, move: Move, direction: Direction) -> Callable[[Disagreement], None] | None:
+        if self.mismatches is None:
+            return None
+        return partial(self.mismatches.add, self._turn.shard, plan.flag, move, direction)
+
+    async def _claim(self, plan: Plan, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            await self._turn.claim(plan.revision, number)
