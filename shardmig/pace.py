@@ -2,8 +2,9 @@
 How big the next batch of a move is, and whether to wait and why. Pure: times, rows and observations in, decisions out.
 
 What disturbs an application is the length of a transaction, not the number of them (pauses do not lower its p99), so
-the servo aims at the time of one batch's statement. The shape is that of spirit's chunker: the 90th percentile of the
-last ten batches steers, growth is at most half again, and a batch far over the target shrinks the next one at once.
+the servo aims at the time of one batch's statement. The shape is that of spirit's chunker: the last ten batches steer,
+growth is at most half again, and a batch far over the target shrinks the next one at once. Not their 90th percentile, as
+there, but their mean without the fastest and the slowest: under noise a percentile settles at two thirds of the target.
 
 The brakes know what a batch's length does not show: WAL that standbys, slots and the archive do not keep up with, and
 dead rows that vacuum cannot remove. They stop a move, never steer its speed.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Servo:
             self.rows = min(self.rows, self._clamped(rows / _SHRINK))
             return
         self._ms_per_row.append(elapsed_ms / rows)
-        wanted = self._pace.batch_target_ms / self._percentile90()
+        wanted = self._pace.batch_target_ms / self._usual_ms_per_row()
         grown = math.ceil(self.rows * _GROWTH)
         # A batch that was split below the floor climbs back to it step by step.
         self.rows = min(self._clamped(wanted), grown)
@@ -74,9 +76,9 @@ class Servo:
             return 0.0
         return max(0.0, rows / self._pace.max_rows_per_s - elapsed_s)
 
-    def _percentile90(self) -> float:
+    def _usual_ms_per_row(self) -> float:
         ordered = sorted(self._ms_per_row)
-        return max(ordered[math.ceil(0.9 * len(ordered)) - 1], 1e-6)
+        return max(fmean(ordered[1:-1] or ordered), 1e-6)
 
     def _clamped(self, rows: float) -> int:
         return int(min(max(rows, self._pace.batch_rows_min), self._pace.batch_rows_max))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,22 @@ def test_the_servo_is_within_a_fifth_of_its_target_after_twelve_batches(us_per_r
 
     took_ms = servo.rows * us_per_row / 1000
     assert 0.8 <= took_ms / pace.batch_target_ms <= 1.2
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.5])
+def test_under_noise_batches_take_the_target_on_average(noise: float) -> None:
+    """A server that others use: each batch has its own luck, and a part of its time hangs on no row."""
+    pace, took_ms = Pace(), []
+    for seed in range(20):
+        chance, servo = random.Random(seed), Servo(pace)
+        for batch in range(60):
+            luck = chance.lognormvariate(-(noise**2) / 2, noise)
+            elapsed_ms = (0.3 + servo.rows * 0.003) * luck
+            servo.done(servo.rows, elapsed_ms)
+            if batch >= 12:
+                took_ms.append(elapsed_ms)
+
+    assert 0.8 <= statistics.fmean(took_ms) / pace.batch_target_ms <= 1.2
 
 
 def test_one_slow_batch_shrinks_the_next_at_once_and_is_forgotten() -> None:
@@ -175,6 +193,24 @@ def primary() -> Iterator[local.Server]:
     """Start a server of its own: standbys, slots and archives are the server's, not a database's."""
     with local.Server.start("primary", settings={"wal_keep_size": "64MB", "max_slot_wal_keep_size": "-1"}) as server:
         yield server
+
+
+async def test_a_server_s_batches_take_the_target_after_twelve(shard: Shard) -> None:
+    """The rows themselves say how long each batch took: its first and last clock, by the transaction that wrote them."""
+    slow = same_table(
+        forward="UPDATE t SET b = upper(a), at = clock_timestamp() WHERE {batch} AND pg_sleep(0.0005)::text = ''"
+    )
+    pace = Pace(batch_target_ms=30, batch_rows=5, batch_rows_min=1)
+    stamped = "ALTER TABLE t ADD COLUMN at timestamptz"
+    async with moving(shard, slow, T, stamped, customers(1500)) as here:
+        assert await here.run(pace=pace).run()
+        batches = await here.rows(
+            "SELECT (extract(epoch FROM max(at) - min(at)) * 1000)::float8 FROM t GROUP BY xmin ORDER BY min(at)"
+        )
+
+        settled = [took_ms for (took_ms,) in batches[12:-1]]
+        assert len(settled) > 5
+        assert 0.8 <= statistics.fmean(settled) / pace.batch_target_ms <= 1.2
 
 
 def shard_on(server: local.Server) -> Shard:
