@@ -3,8 +3,9 @@ How big the next batch of a move is, and whether to wait and why. Pure: times, r
 
 What disturbs an application is the length of a transaction, not the number of them (pauses do not lower its p99), so
 the servo aims at the time of one batch's statement. The shape is that of spirit's chunker: the last ten batches steer,
-growth is at most half again, and a batch far over the target shrinks the next one at once. Not their 90th percentile, as
-there, but their mean without the fastest and the slowest: under noise a percentile settles at two thirds of the target.
+growth is at most half again, and a batch far over the target shrinks the next one at once. Not their 90th percentile
+decides, as there, but their mean without the fastest and the slowest: under noise the former settles at two thirds of
+the target.
 
 The brakes know what a batch's length does not show: WAL that standbys, slots and the archive do not keep up with, and
 dead rows that vacuum cannot remove. They stop a move, never steer its speed.

@@ -196,7 +196,7 @@ def primary() -> Iterator[local.Server]:
 
 
 async def test_a_server_s_batches_take_the_target_after_twelve(shard: Shard) -> None:
-    """The rows themselves say how long each batch took: its first and last clock, by the transaction that wrote them."""
+    """The rows themselves say how long each batch took: the first and last clock of the transaction that wrote them."""
     slow = same_table(
         forward="UPDATE t SET b = upper(a), at = clock_timestamp() WHERE {batch} AND pg_sleep(0.0005)::text = ''"
     )
