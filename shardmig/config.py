@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from shardmig.errors import ConfigError
+from shardmig.window import Window
 
 __all__ = ["Config", "Lint", "Pace", "Rollout", "SessionSettings", "Shard", "load"]
 
@@ -48,6 +49,12 @@ def _expand(value: object) -> object:
 def _shard_name(value: str) -> str:
     if not _NAME.match(value):
         raise ValueError("a shard's name is letters, digits, '_', '-' or '.', at most 63 of them")
+    return value
+
+
+def _window(value: str | None) -> str | None:
+    if value is not None:
+        Window.parse(value)
     return value
 
 
@@ -160,6 +167,11 @@ class Pace(_Section):
         batch_rows_min: floor of a batch.
         batch_rows_max: ceiling of a batch.
         max_rows_per_s: upper bound on rows a second; None is none.
+        host_rows_per_s: upper bound on rows a second over all shards of one server that a run works on.
+        host_moves: moves at a time on one server, of one run; the others wait.
+        window: when rows may be moved, as "22:00-06:00 Europe/Berlin"; None is at any time.
+        parks_waiting: whether a move that waits for its window, or for others on its server, parks the shard at once
+            instead of waiting for as long as that takes.
         max_replica_lag_s: a standby further behind stops the move; None ignores standbys.
         max_slot_wal_mb: a replication slot that keeps back more WAL stops the move; None ignores slots.
         max_unarchived_mb: more WAL that waits for archiving stops the move; None ignores the archive.
@@ -173,6 +185,10 @@ class Pace(_Section):
     batch_rows_min: int = Field(50, ge=1)
     batch_rows_max: int = Field(50_000, ge=1)
     max_rows_per_s: int | None = Field(None, ge=1)
+    host_rows_per_s: int | None = Field(None, ge=1)
+    host_moves: int | None = Field(None, ge=1)
+    window: Annotated[str | None, AfterValidator(_window)] = None
+    parks_waiting: bool = False
     max_replica_lag_s: float | None = Field(5.0, gt=0)
     max_slot_wal_mb: float | None = Field(4096.0, gt=0)
     max_unarchived_mb: float | None = Field(1024.0, gt=0)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from shardmig.checks import Direction, Disagreement
     from shardmig.config import Pace
+    from shardmig.hosts import Host
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Move, Plan
     from shardmig.records import FlagRow
@@ -45,6 +46,7 @@ class Edges:
         reason: for the log of what is switched.
         vouched: an operator vouches that every process which runs knows the flags.
         mismatches: a file for the rows that a check finds wrong; None names the first of them only.
+        host: what moves of other shards on the same server share with those here.
         known: the flags as just read; each is believed once.
     """
 
@@ -53,6 +55,7 @@ class Edges:
     reason: str | None = None
     vouched: bool = False
     mismatches: Mismatches | None = None
+    host: Host | None = None
     known: dict[str, FlagRow] = field(default_factory=dict)
 
     @property
@@ -186,6 +189,7 @@ class Edges:
                 stop=self.steps.stop,
                 listener=self.steps.listener,
                 export=self._export(plan, move, "forward" if forward else "back"),
+                host=self.host,
             )
             if not await run.run():
                 raise Stopped

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import amendment, renaming
 from shardmig.errors import ConfigError, ShardError, ShardmigError, ShardUnreachable, SwitchRefused, WrongShard
+from shardmig.hosts import Hosts
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
 from shardmig.provisioning import lowest_states, provision
@@ -94,6 +95,11 @@ class Fleet:
     take_over: bool = False
     reason: str | None = None
     mismatches: Mismatches | None = None
+    _hosts: Hosts = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Know the servers that shards share."""
+        self._hosts = Hosts(self.config.pace)
 
     async def apply(self, *, until: Until = Until.LIVE, upto: str | None = None, aware: str | None = None) -> Report:
         """
@@ -266,9 +272,8 @@ class Fleet:
         config = _hurried(self.config) if hurried else self.config
         try:
             async with self._session(shard, config, purpose="run", ask=self._questions(shard)) as session:
-                run = Run(
-                    session, config, self.plans, self.listener, self.stop, self.reason, mismatches=self.mismatches
-                )
+                run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
+                run.mismatches, run.host = self.mismatches, self._hosts.of(shard)
                 report = await work(run)
                 flags = (report and report.flags) or await run.states()
         except ShardmigError as error:
@@ -391,7 +396,7 @@ def _hurried(config: Config) -> Config:
                     "drain_timeout_s": min(limit_s, session.drain_timeout_s),
                 }
             ),
-            "pace": pace.model_copy(update={"max_rest_s": min(limit_s, pace.max_rest_s)}),
+            "pace": pace.model_copy(update={"max_rest_s": min(limit_s, pace.max_rest_s), "parks_waiting": True}),
         }
     )
 

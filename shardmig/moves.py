@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from shardmig import checks
 from shardmig.checks import Milestones, compare, disagreeing, estimate, refuse_lossy, rows_by_statistics
-from shardmig.errors import CheckFailed, Fenced, Overloaded, PreflightFailed
+from shardmig.errors import CheckFailed, Fenced, PreflightFailed
 from shardmig.events import BatchDone
 from shardmig.keyset import BY_INDEX, batch_end, bound, either_end, end_of, last_key
 from shardmig.ledger import translated
-from shardmig.load import read_load
-from shardmig.pace import Brakes, Servo, Speed
+from shardmig.pace import Servo, Speed
 from shardmig.patience import Interrupted, Patience
+from shardmig.rest import Rest
 from shardmig.session import Query
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from shardmig.checks import Direction, Disagreement
     from shardmig.config import Pace
     from shardmig.events import Listener
+    from shardmig.hosts import Host
     from shardmig.keyset import Key
     from shardmig.plan import Move
     from shardmig.records import StepRow
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MoveRun", "compare", "disagreeing", "estimate", "refuse_lossy"]
 
-_LOOK_S = 1.0  # between two looks at the server's load
 _RECORD_S = 1.0  # between two records of the check
 _STATEMENT_MS = 10_000
 _CLOCK = Query("SELECT clock_timestamp()")
@@ -72,6 +72,7 @@ class MoveRun:
         stop: set by Ctrl-C; the batch under way is finished and recorded, then the run returns.
         listener: told of each batch and wait.
         export: given the rows that no repair mends, range after range; without it the first such range ends the check.
+        host: what moves of other shards on the same server share with this one.
     """
 
     turn: Turn
@@ -83,14 +84,14 @@ class MoveRun:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     listener: Listener | None = None
     export: Callable[[Disagreement], None] | None = None
+    host: Host | None = None
     _servo: Servo = field(init=False)
-    _brakes: Brakes = field(init=False)
+    _rest: Rest = field(init=False)
     _speed: Speed = field(init=False, default_factory=Speed)
     _patience: Patience = field(init=False)
     _row: StepRow = field(init=False)
     _ahead: _Ahead | None = field(init=False, default=None)
     _bounded_at: datetime | None = field(init=False, default=None)
-    _looked_at: float = field(init=False, default=0.0)
     _milestones: Milestones = field(init=False, default_factory=Milestones)
     _compared: Key | None = field(init=False, default=None)
     _recorded_at: float = field(init=False, default=0.0)
@@ -98,11 +99,12 @@ class MoveRun:
     _wrong_rows: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        """Start the servo and the brakes."""
-        self._servo, self._brakes = Servo(self.pace), Brakes(self.pace)
+        """Start the servo."""
+        self._servo = Servo(self.pace)
         self._patience = Patience(
             self.turn, self._where, self.move.table, self._claim, self._split, self.stop, self.listener
         )
+        self._rest = Rest(self.turn, self.revision, self.number, self.move, self.pace, self._patience, self.host)
 
     async def run(self) -> bool:
         """
@@ -125,13 +127,17 @@ class MoveRun:
             await self._patience.do(self._begin)
             while self._row.cursor != self._row.upto:
                 self._pass_on()
-                await self._mind_the_load()
+                await self._rest.mind(rows_per_s=self._speed.rows_per_s)
                 await self._patience.do(self._next_batch)
-            while not await self._patience.do(self._check_next):
+            while True:
+                await self._rest.mind(rows_per_s=None, load=False)
+                if await self._patience.do(self._check_next):
+                    return True
                 self._pass_on()
         except Interrupted:
             return False
-        return True
+        finally:
+            self._rest.end()
 
     @property
     def _where(self) -> str:
@@ -204,8 +210,7 @@ class MoveRun:
         if found is not None and self._servo.rows * 2 > asked:
             self._ahead = self._read_end(found, asked)
         self._tell(batch.rows)
-        if (pause_s := self._servo.pause_s(batch.rows, time.monotonic() - started)) > 0:
-            await self._patience.rest(pause_s)
+        await self._rest.after_batch(batch.rows, self._servo.pause_s(batch.rows, time.monotonic() - started))
 
     async def _move_rows(self, after: Key | None, batch: _Ahead) -> tuple[float, Result | None]:
         """
@@ -258,42 +263,6 @@ class MoveRun:
         lock_ms = min(rungs[0] if rows > 1 else rungs[-1], max(session.deadlock_timeout_ms / 2, 1))
         local = {"lock_timeout": f"{lock_ms:.0f}ms", "statement_timeout": f"{_STATEMENT_MS}ms", **BY_INDEX}
         return ", ".join(f"set_config('{name}', '{value}', true)" for name, value in local.items())
-
-    # ----------------------------------------------------------------------------------------------------------------
-    # Waiting
-
-    async def _mind_the_load(self) -> None:
-        """Look at the server now and then, and rest while the brakes or an operator say so."""
-        if time.monotonic() - self._looked_at < _LOOK_S:
-            return
-        said, since = None, time.monotonic()
-        while (reason := await self._patience.do(self._reason_to_wait)) is not None:
-            if time.monotonic() - since > self.pace.max_rest_s:
-                raise Overloaded(
-                    f"the move of {self.move.table} rests: {reason}; what is moved stays, apply again later",
-                    shard=self.turn.shard,
-                )
-            self._patience.say(reason)
-            if reason != said:
-                said = reason
-                await self._patience.do(lambda why=reason: self._note(why))  # type: ignore[misc]
-            await self._patience.rest(_LOOK_S)
-        if said is not None:
-            await self._patience.do(lambda: self._note(None))
-        self._looked_at = time.monotonic()
-
-    async def _reason_to_wait(self) -> str | None:
-        session = self.turn.session
-        paused = await session.execute(
-            "SELECT paused FROM shardmig.step WHERE shard = $1 AND revision = $2 AND number = $3",
-            [self.turn.shard, self.revision, self.number],
-        )
-        if paused.value is not None:
-            return f"an operator paused it: {paused.value}"
-        return self._brakes.judge(await read_load(session, self.move))
-
-    async def _note(self, reason: str | None) -> None:
-        await self.turn.session.flight([self.turn.record_waiting(self.revision, self.number, reason)])
 
     # ----------------------------------------------------------------------------------------------------------------
     # Check

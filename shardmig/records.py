@@ -97,6 +97,7 @@ class StepRow:
     rows: int
     batches: int
     rows_estimated: int | None
+    rows_per_s: float | None
     check_cursor: list[str] | None
     checked_at: datetime | None
     waiting: str | None
@@ -170,7 +171,7 @@ SELECT revision, position, flag, sha256, CASE WHEN sha256 = ANY ($2::text[]) THE
     finished_at, started_by
 FROM shardmig.migration WHERE shard = $1 ORDER BY position"""
 STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
-    bounded_at, upto, cursor, rows, batches, rows_estimated, check_cursor, checked_at, waiting,
+    bounded_at, upto, cursor, rows, batches, rows_estimated, rows_per_s, check_cursor, checked_at, waiting,
     paused"""
 _STEPS = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 ORDER BY revision, number"
 _LOG = """

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from shardmig.config import Config
     from shardmig.events import Listener
+    from shardmig.hosts import Host
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import Records
@@ -63,6 +64,7 @@ class Run:
         reason: for the log of what is switched.
         proves_schemas: prove around all structure that whole schemas only grew, as on a canary.
         mismatches: a file for the rows that a check finds wrong; None names the first of them only.
+        host: what moves of other shards on the same server share with those here.
     """
 
     session: Session
@@ -73,6 +75,7 @@ class Run:
     reason: str | None = None
     proves_schemas: bool = False
     mismatches: Mismatches | None = None
+    host: Host | None = None
     _steps: Steps = field(init=False)
     _edges: Edges = field(init=False)
     _vouched: bool = field(init=False, default=False)
@@ -233,6 +236,7 @@ class Run:
                     reason=self.reason,
                     vouched=self._vouched,
                     mismatches=self.mismatches,
+                    host=self.host,
                     known=flags_of(results[-1]),
                 )
                 return
