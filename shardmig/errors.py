@@ -8,7 +8,7 @@ Every exception of shardmig; the docstring is the default message and names the 
     ├── ShardError                      (.shard, .step; psycopg's error is __cause__)
     │   ├── ShardUnreachable · ShardBusy · ThroughPooler · NotPrimary · LockNotObtained · StepFailed
     │   ├── SwitchRefused · DrainTimeout · PreflightFailed · CheckFailed · ProofFailed · Fenced · InDoubt
-    │   ├── GateFailed · Overloaded
+    │   ├── GateFailed · Overloaded · LedgerOutdated
     │   └── WrongShard                  (also a FlagError)
     ├── FlagError ── LedgerMissing · UnknownFlag · UnknownState · ShardBehind · ViewExpired · ShardInMaintenance
     │               WrongTransaction · WriteRefused
@@ -33,6 +33,7 @@ __all__ = [
     "GateFailed",
     "InDoubt",
     "LedgerMissing",
+    "LedgerOutdated",
     "LintFailed",
     "LocalServerError",
     "LockNotObtained",
@@ -200,6 +201,10 @@ class GateFailed(ShardError):
 
 class Overloaded(ShardError):
     """The server's load, or an operator, kept a move at rest for too long; what is moved stays, apply again later."""
+
+
+class LedgerOutdated(ShardError):
+    """The shard's ledger is of an older version; `shardmig apply` upgrades it in passing."""
 
 
 class ProofFailed(ShardError):

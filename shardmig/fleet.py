@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from shardmig import amendment, renaming
+from shardmig import amendment, ledger, renaming
 from shardmig.errors import ConfigError, ShardError, ShardmigError, ShardUnreachable, SwitchRefused, WrongShard
 from shardmig.hosts import Hosts
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
@@ -125,8 +125,9 @@ class Fleet:
         """Take a flag to a state on every target, one edge after the other, with the drains and moves it needs."""
 
         async def work(run: Run) -> ShardReport | None:
-            if await read_records(run.session) is None:
+            if not await ledger.version_of(run.session):
                 raise SwitchRefused("it has no ledger; `shardmig apply` begins one", shard=run.session.shard.name)
+            await run.records()  # which upgrades an older ledger
             if await run.walk(flag, target):
                 return None
             return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, _GO_ON)
@@ -240,6 +241,8 @@ class Fleet:
             reasons.append("left: " + ", ".join(item.plan.revision for item in todo))
         if records is not None and records.holder is not None:
             reasons.append(f"worked on by {records.holder}")
+        if records is not None and records.version < ledger.newest():
+            reasons.append(f"its ledger is version {records.version}, the next apply brings it to {ledger.newest()}")
         if records is not None and records.maintenance:
             outcome = Outcome.MAINTENANCE
             reasons.insert(0, records.reason or "no reason given")

@@ -6,47 +6,75 @@ Here is how it gets there and what its refusals mean; `records` reads it and `tu
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
+import random
+import time
 from contextlib import contextmanager, suppress
 from importlib import resources
+from itertools import count
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
+from shardmig import locking
 from shardmig.errors import Fenced, LockNotObtained, PreflightFailed, ShardError, SwitchRefused, WrongShard
+from shardmig.flight import set_settings
 from shardmig.session import Query
 from shardmig.states import EDGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from shardmig.config import Shard
     from shardmig.session import Session
 
 __all__ = [
     "FENCED",
-    "LEDGER_VERSION",
     "REFUSED",
+    "STEPS",
     "install",
     "is_held",
+    "newest",
     "os_user",
+    "refuse_newer",
     "set_maintenance",
     "translated",
+    "version_of",
+    "wrong_shard",
 ]
 
-LEDGER_VERSION = 1
+STEPS: tuple[str, ...] = ("ledger.sql",)
+"""
+Files of this package, each of which takes the ledger one version further; the first one begins it.
+
+A step that was released never changes. It only adds, for a runner of the version before may be at work on another shard
+of the database: its statements and its calls must go on working. It leaves the tables `shard` and `flag` alone, which
+applications read in every transaction, and it revokes from PUBLIC the functions that it adds.
+"""
+
 FENCED = "SM001"  # SQLSTATE: the step row belongs to another runner
 REFUSED = "SM002"  # SQLSTATE: the ledger's own rules refuse a change
 
 _INSTALL_LOCK = 0x5368_6D67  # one installer a database; any constant will do
 _INSTALL_WAIT_MS = 60_000
+_PAUSE_S = (0.05, 0.15)  # after a try that did not get a lock: the queue behind it drains
+
+_TABLES = ("shardmig.runner", "shardmig.migration", "shardmig.step", "shardmig.amendment", "shardmig.log")
+_STANDS_IN_THE_WAY = """
+SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND granted AND mode = 'AccessExclusiveLock'
+    AND locktype = 'relation' AND relation IN ('shardmig.shard'::regclass, 'shardmig.flag'::regclass))
+"""
 
 
 async def install(session: Session, *, closed: str | None = None) -> None:
     """
-    Make sure that the database has a ledger and that it knows this session's shard.
+    Make sure that the database has this shardmig's ledger and that it knows this session's shard.
 
-    Safe under concurrency: installers of one database wait for each other. Everything commits at once or not at all.
+    An older ledger is taken to the newest version. Safe under concurrency: installers of one database wait for each
+    other, and none waits for a table of the ledger longer than a rung of `lock_timeout_ms`. Everything commits at once
+    or not at all.
 
     Args:
         session: on the shard.
@@ -55,35 +83,81 @@ async def install(session: Session, *, closed: str | None = None) -> None:
     Raises:
         WrongShard: the schema belongs to another shard, or the name to another schema; nothing was written.
         PreflightFailed: the owner role may not create the ledger's schema.
+        LockNotObtained: somebody kept a table of an older ledger busy; nothing was changed.
         ShardError: the ledger is newer than this shardmig.
     """
-    try:
-        # Fifty schema shards of one database may queue here, each for as long as an installation takes.
-        async with session.transaction(local={"lock_timeout": f"{_INSTALL_WAIT_MS}ms"}):
-            await session.execute("SELECT pg_advisory_xact_lock($1)", [_INSTALL_LOCK])
-            if not await _installed(session):
-                # One text, many statements: the simple protocol, for the ledger's own file alone.
-                await session.connection.cursor().execute(_script())
-            await _register(session, closed)
-    except pg.InsufficientPrivilege as error:
-        raise PreflightFailed(
-            f"the ledger cannot be installed ({error.diag.message_primary}); run there as a superuser: "
-            "GRANT CREATE ON DATABASE <database> TO <owner role>",
-            shard=session.shard.name,
-        ) from error
+    settings = session.settings
+    deadline_s = time.monotonic() + settings.lock_wait_s
+    for tries in count():
+        rung_ms = settings.lock_timeout_ms[min(tries, len(settings.lock_timeout_ms) - 1)]
+        try:
+            await _install(session, closed, lock_timeout_ms=rung_ms)
+        except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
+            if time.monotonic() > deadline_s:
+                raise await _stayed_busy(session, error) from error
+            await asyncio.sleep(random.uniform(*_PAUSE_S))  # noqa: S311 - jitter
+        except pg.InsufficientPrivilege as error:
+            raise PreflightFailed(
+                f"the ledger cannot be installed ({error.diag.message_primary}); run there as a superuser: "
+                "GRANT CREATE ON DATABASE <database> TO <owner role>",
+                shard=session.shard.name,
+            ) from error
+        else:
+            return
 
 
-async def _installed(session: Session) -> bool:
+async def _install(session: Session, closed: str | None, *, lock_timeout_ms: int) -> None:
+    # Fifty schema shards of one database may queue here, each for as long as an installation takes.
+    async with session.transaction(local={"lock_timeout": f"{_INSTALL_WAIT_MS}ms"}):
+        await session.execute("SELECT pg_advisory_xact_lock($1)", [_INSTALL_LOCK])
+        version = await version_of(session)
+        refuse_newer(version, session.shard)
+        await session.flight([set_settings({"lock_timeout": f"{lock_timeout_ms}ms"})])
+        for number in range(version + 1, newest() + 1):
+            await _take(session, number)
+        if 0 < version < newest():
+            await _note_upgrade(session, version)
+        await _register(session, closed)
+
+
+async def version_of(session: Session) -> int:
+    """Return the version of the database's ledger; 0 is none."""
     found = await session.execute("SELECT to_regprocedure('shardmig.ledger_version()') IS NOT NULL")
-    if not found.value:
-        return False
-    version = (await session.execute("SELECT shardmig.ledger_version()")).value
-    if version > LEDGER_VERSION:
+    return int((await session.execute("SELECT shardmig.ledger_version()")).value) if found.value else 0
+
+
+async def _take(session: Session, number: int) -> None:
+    """Take the ledger to one version, and refuse what would make an application wait."""
+    # One text, many statements: the simple protocol, for the ledger's own files alone.
+    await session.connection.cursor().execute(_text(STEPS[number - 1]))
+    await session.connection.cursor().execute(
+        "CREATE OR REPLACE FUNCTION shardmig.ledger_version() RETURNS int LANGUAGE sql IMMUTABLE "
+        f"AS 'SELECT {number}'".encode()
+    )
+    if number > 1 and (await session.execute(_STANDS_IN_THE_WAY)).value:
         raise ShardError(
-            f"its ledger is version {version}, this shardmig knows {LEDGER_VERSION}; upgrade shardmig here",
+            f"version {number} of the ledger locks what applications read in every transaction, so it was rolled back; "
+            "report this",
             shard=session.shard.name,
         )
-    return True
+
+
+async def _note_upgrade(session: Session, before: int) -> None:
+    await session.execute(
+        "INSERT INTO shardmig.log (shard, action, before, after, os_user) "
+        "SELECT shard, 'upgrade', $1, $2, $3 FROM shardmig.shard",
+        [str(before), str(newest()), os_user()],
+    )
+
+
+async def _stayed_busy(session: Session, error: pg.Error) -> LockNotObtained:
+    held = await locking.holders(session, *_TABLES)
+    who = "; ".join(str(one.blocker(one.age_s)) for one in held) or "short transactions, none of them right now"
+    return LockNotObtained(
+        f"the ledger there is older than this shardmig and stayed busy for {session.settings.lock_wait_s:g} s "
+        f"({error.diag.message_primary}); held by {who}; nothing was changed, apply again when it is over",
+        shard=session.shard.name,
+    )
 
 
 async def _register(session: Session, closed: str | None) -> None:
@@ -95,12 +169,7 @@ async def _register(session: Session, closed: str | None) -> None:
     if known.rows == [(shard.name, shard.schema_name)]:
         return
     if known.rows:
-        name, schema = known.rows[0]
-        raise WrongShard(
-            f"{shard.address} schema {schema!r} is shard {name!r}; correct the url or schema of {shard.name!r}, "
-            "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
-            shard=shard.name,
-        )
+        raise wrong_shard(shard, *known.rows[0])
     await session.flight(
         [
             Query(
@@ -113,14 +182,41 @@ async def _register(session: Session, closed: str | None) -> None:
     )
 
 
-def _script() -> bytes:
+def newest() -> int:
+    """Return the version of the ledger that this shardmig writes."""
+    return len(STEPS)
+
+
+def refuse_newer(version: int, shard: Shard) -> None:
+    """
+    Refuse a ledger that a newer shardmig has upgraded.
+
+    Raises:
+        ShardError: it says what to upgrade.
+    """
+    if version > newest():
+        raise ShardError(
+            f"its ledger is version {version}, this shardmig knows {newest()}; upgrade shardmig here", shard=shard.name
+        )
+
+
+def wrong_shard(shard: Shard, name: str, schema: str) -> WrongShard:
+    """Say that the database behind a shard's url says it is another one."""
+    return WrongShard(
+        f"{shard.address} schema {schema!r} is shard {name!r}; correct the url or schema of {shard.name!r}, "
+        "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
+        shard=shard.name,
+    )
+
+
+def _text(step: str) -> bytes:
     edges = ", ".join(
         f"({e.source.value}, {e.target.value}, '{e.guard.value}', {str(e.has_move).lower()}, "
         f"{'NULL' if e.invalidates is None else repr(e.invalidates)}::text, {str(e.forgets).lower()}, '{e.when}')"
         for e in EDGES
     )
-    text = resources.files("shardmig").joinpath("ledger.sql").read_text(encoding="utf-8")
-    return text.format(edges=edges, version=LEDGER_VERSION).encode()
+    text = resources.files("shardmig").joinpath(step).read_text(encoding="utf-8")
+    return text.replace("{edges}", edges).encode()
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 --
 -- Every table is keyed by shard, for one database may hold many (a shard may be a schema). Application roles read
 -- `shard` and `flag` inside their own transactions; columns of those two never change, since an ALTER would queue every
--- BEGIN: new needs get new tables. {edges} and {version} are filled in from shardmig.states and shardmig.ledger.
+-- BEGIN: new needs get new tables. {edges} is filled in from shardmig.states. This is version 1; what comes after it
+-- stands in files of its own (shardmig.ledger.STEPS).
 
 CREATE SCHEMA shardmig;
 COMMENT ON SCHEMA shardmig IS 'shardmig: per-shard version flags and the ledger of applied migrations';
@@ -33,7 +34,7 @@ CREATE TABLE shardmig.flag (
     has_move     boolean NOT NULL,
     cross_table  boolean NOT NULL DEFAULT false,
     touch_source boolean NOT NULL DEFAULT false,
-    needs        text[] NOT NULL DEFAULT '{{}}',
+    needs        text[] NOT NULL DEFAULT '{}',
     drained      boolean NOT NULL DEFAULT true,
     new_valid    boolean NOT NULL DEFAULT false,
     old_valid    boolean NOT NULL DEFAULT true,
@@ -143,7 +144,7 @@ CREATE TABLE shardmig.log (
 );
 COMMENT ON TABLE shardmig.log IS 'Append-only: who switched, took over, amended, set maintenance; from what, to what, when and why';
 
-CREATE FUNCTION shardmig.ledger_version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT {version}';
+CREATE FUNCTION shardmig.ledger_version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 1';
 
 CREATE VIEW shardmig.edge (source, target, guard, has_move, invalidates, forgets, taken) AS
     VALUES {edges};

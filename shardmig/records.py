@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import errors as pg
 
-from shardmig.errors import PreflightFailed, ShardError, WrongShard
-from shardmig.ledger import LEDGER_VERSION
+from shardmig.errors import LedgerOutdated, PreflightFailed, ShardError
+from shardmig.ledger import newest, refuse_newer, version_of, wrong_shard
 from shardmig.session import Query
 from shardmig.states import State
 
@@ -131,6 +131,7 @@ class Records:
 
     Attributes:
         shard: the shard's name.
+        version: of the ledger.
         epoch: token of the present flags.
         maintenance: 0 none, 1 read-only, 2 offline; `reason` says why.
         term: term of the last runner.
@@ -141,6 +142,7 @@ class Records:
     """
 
     shard: str
+    version: int = 0
     epoch: int = 0
     maintenance: int = 0
     reason: str | None = None
@@ -202,21 +204,24 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
 
     Raises:
         WrongShard: the schema is another shard's, or the name another schema's; nothing was written.
+        LedgerOutdated: it is an older version, which lacks what is asked for.
         PreflightFailed: the ledger is another role's.
     """
     name = session.shard.name
     try:
         found, flags, migrations, steps = await session.ask(records_queries(session.shard, known=known))
-    except (pg.UndefinedTable, pg.InvalidSchemaName):
+    except (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedFunction, pg.InvalidSchemaName) as error:
+        await _refuse_older(session, error)
         return None
     except pg.InsufficientPrivilege as error:
         raise _not_ours(session, error) from error
     row = _own_row(session, found.rows)
     if row is None:
         return None
-    epoch, maintenance, reason, term, holder, since = row
+    version, epoch, maintenance, reason, term, holder, since = row
     return Records(
         shard=name,
+        version=version,
         epoch=epoch,
         maintenance=maintenance,
         reason=reason,
@@ -227,6 +232,16 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
         migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
         steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},
     )
+
+
+async def _refuse_older(session: Session, error: pg.Error) -> None:
+    """Tell a ledger of an older version from one that is not there."""
+    if 0 < (version := await version_of(session)) < newest():
+        raise LedgerOutdated(
+            f"its ledger is version {version} and cannot be read by this shardmig, which has {newest()} "
+            f"({error.diag.message_primary}); `shardmig apply --shard {session.shard.name}` upgrades it first",
+            shard=session.shard.name,
+        ) from error
 
 
 def _not_ours(session: Session, error: pg.Error) -> PreflightFailed:
@@ -245,17 +260,9 @@ def _own_row(session: Session, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ..
         return None
     if len(rows) > 1 or rows[0][:2] != (shard.name, shard.schema_name):
         name, schema = next(row[:2] for row in rows if row[:2] != (shard.name, shard.schema_name))
-        raise WrongShard(
-            f"{shard.address} schema {schema!r} is shard {name!r}; correct the url or schema of {shard.name!r}, "
-            "or after a split or copy rename it with `shardmig shard rename`. Nothing was written there",
-            shard=shard.name,
-        )
-    _, _, version, *own = rows[0]
-    if version > LEDGER_VERSION:
-        raise ShardError(
-            f"its ledger is version {version}, this shardmig knows {LEDGER_VERSION}; upgrade shardmig here",
-            shard=shard.name,
-        )
+        raise wrong_shard(shard, name, schema)
+    _, _, *own = rows[0]
+    refuse_newer(own[0], shard)
     return tuple(own)
 
 

@@ -21,6 +21,7 @@ from shardmig.edges import Edges
 from shardmig.errors import (
     DrainTimeout,
     InDoubt,
+    LedgerOutdated,
     PreflightFailed,
     ShardError,
     SwitchRefused,
@@ -82,10 +83,13 @@ class Run:
     _states: tuple[tuple[str, str], ...] = field(init=False, default=())
 
     async def records(self) -> Records:
-        """Read the ledger, after installing it where it is missing."""
+        """Read the ledger, after installing it where it is missing and upgrading it where it is older."""
         known = {accepted.sha256 for accepted in self.plans}
-        records = await read_records(self.session, known=known)
-        if records is None:
+        try:
+            records = await read_records(self.session, known=known)
+        except LedgerOutdated:
+            records = None
+        if records is None or records.version < ledger.newest():
             await ledger.install(self.session)
             records = await read_records(self.session, known=known)
         if records is None:
