@@ -113,10 +113,11 @@ async def _install(session: Session, closed: str | None, *, lock_timeout_ms: int
         version = await version_of(session)
         refuse_newer(version, session.shard)
         await session.flight([set_settings({"lock_timeout": f"{lock_timeout_ms}ms"})])
-        for number in range(version + 1, newest() + 1):
-            await _take(session, number)
+        for step in STEPS[version:]:
+            # One text, many statements: the simple protocol, for the ledger's own files alone.
+            await session.connection.cursor().execute(_text(step))
         if 0 < version < newest():
-            await _note_upgrade(session, version)
+            await _upgraded(session, version)
         await _register(session, closed)
 
 
@@ -126,23 +127,14 @@ async def version_of(session: Session) -> int:
     return int((await session.execute("SELECT shardmig.ledger_version()")).value) if found.value else 0
 
 
-async def _take(session: Session, number: int) -> None:
-    """Take the ledger to one version, and refuse what would make an application wait."""
-    # One text, many statements: the simple protocol, for the ledger's own files alone.
-    await session.connection.cursor().execute(_text(STEPS[number - 1]))
-    await session.connection.cursor().execute(
-        "CREATE OR REPLACE FUNCTION shardmig.ledger_version() RETURNS int LANGUAGE sql IMMUTABLE "
-        f"AS 'SELECT {number}'".encode()
-    )
-    if number > 1 and (await session.execute(_STANDS_IN_THE_WAY)).value:
+async def _upgraded(session: Session, before: int) -> None:
+    """Note the version, unless what was done would make an application wait."""
+    if (await session.execute(_STANDS_IN_THE_WAY)).value:
         raise ShardError(
-            f"version {number} of the ledger locks what applications read in every transaction, so it was rolled back; "
-            "report this",
+            f"version {newest()} of the ledger locks what applications read in every transaction, so it was rolled "
+            "back; report this",
             shard=session.shard.name,
         )
-
-
-async def _note_upgrade(session: Session, before: int) -> None:
     await session.execute(
         "INSERT INTO shardmig.log (shard, action, before, after, os_user) "
         "SELECT shard, 'upgrade', $1, $2, $3 FROM shardmig.shard",
@@ -216,7 +208,11 @@ def _text(step: str) -> bytes:
         for e in EDGES
     )
     text = resources.files("shardmig").joinpath(step).read_text(encoding="utf-8")
-    return text.replace("{edges}", edges).encode()
+    version = (
+        "\nCREATE OR REPLACE FUNCTION shardmig.ledger_version() RETURNS int LANGUAGE sql IMMUTABLE "
+        f"AS 'SELECT {STEPS.index(step) + 1}';\n"
+    )
+    return (text.replace("{edges}", edges) + version).encode()
 
 
 # --------------------------------------------------------------------------------------------------------------------
