@@ -35,7 +35,9 @@ __all__ = [
     "Disagreement",
     "Estimate",
     "Milestones",
+    "Samples",
     "compare",
+    "differing",
     "disagreeing",
     "estimate",
     "next_range",
@@ -50,6 +52,7 @@ Direction = Literal["forward", "back"]
 _RANGE_ROWS = 10_000  # one range is one short snapshot
 _SAMPLE_ROWS = 500  # at each end of the table, for the lossy test
 _SAMPLE_TRIES = 40
+_SAMPLED = 0.02  # share of a move's time that goes into comparing what was just moved
 SHOWN = 20  # keys in a message
 _OVERHEAD_S = 0.0015  # of a batch, beside its statement: fence, COMMIT, round trip
 
@@ -106,6 +109,37 @@ async def disagreeing(
     found = [tuple([str(value) for value in row] for row in result.rows) for result in results]
     differing = found.pop(0) if check is not None else ()
     return Disagreement(differing, found.pop(0) if found else ())
+
+
+async def differing(
+    session: Session, move: Move, direction: Direction, after: Key | None, upto: Key | None
+) -> Disagreement:
+    """Find source rows of a range whose counterpart differs; a gap of the source may hold any number of orphans."""
+    check = move.check if direction == "forward" else move.back_check
+    if check is None:
+        return Disagreement()
+    [found] = await session.transact([bound(check, move, after, upto)], local=BY_INDEX)
+    return Disagreement(tuple([str(value) for value in row] for row in found.rows))
+
+
+class Samples:
+    """
+    When a range that was just moved is compared: at once after the first, then as often as takes 2 % of the time.
+
+    A move that is wrong shows in its first rows; the check of the whole table would show it after the last.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self._began_s = now_s
+        self._spent_s = 0.0
+
+    def due(self, now_s: float) -> bool:
+        """Say whether the next sample keeps to its share."""
+        return self._spent_s <= _SAMPLED * (now_s - self._began_s)
+
+    def took(self, seconds: float) -> None:
+        """Note what a sample took."""
+        self._spent_s += seconds
 
 
 class Milestones:

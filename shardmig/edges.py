@@ -44,6 +44,7 @@ class Edges:
         steps: does what the guards ask for.
         pace: of the moves.
         reason: for the log of what is switched.
+        rechecks: compare all rows before LIVE, also where that was done before.
         vouched: an operator vouches that every process which runs knows the flags.
         mismatches: a file for the rows that a check finds wrong; None names the first of them only.
         host: what moves of other shards on the same server share with those here.
@@ -53,10 +54,12 @@ class Edges:
     steps: Steps
     pace: Pace
     reason: str | None = None
+    rechecks: bool = False
     vouched: bool = False
     mismatches: Mismatches | None = None
     host: Host | None = None
     known: dict[str, FlagRow] = field(default_factory=dict)
+    _rechecked: set[str] = field(init=False, default_factory=set)
 
     @property
     def _turn(self) -> Turn:
@@ -126,6 +129,9 @@ class Edges:
                 await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
             case Guard.NEW_VALID if not row.new_valid:
                 await self.make_valid(plan, forward=True)
+            case Guard.NEW_VALID if self.rechecks and plan.moves and plan.flag not in self._rechecked:
+                await self._forget_check(plan, row)
+                await self.make_valid(plan, forward=True)
             case Guard.OLD_VALID if not row.old_valid:
                 await self.make_valid(plan, forward=False)
             case _:
@@ -133,6 +139,17 @@ class Edges:
         if edge.target is State.DONE:
             await self._refuse_lost(plan)
             await relaxation.relax(self._turn.session, plan, fence=[self._turn.hold()], listener=self.steps.listener)
+
+    async def _forget_check(self, plan: Plan, row: FlagRow) -> None:
+        """Take back that new is valid: whoever finds it wrong now must not leave a flag that may go LIVE."""
+        doubted = Query(
+            "UPDATE shardmig.flag SET new_valid = false WHERE shard = $1 AND flag = $2 AND epoch = $3",
+            (self._turn.shard, plan.flag, row.epoch),
+        )
+        forgotten = self._turn.reopen_check(plan.revision, [number for number, _ in plan.moves])
+        with translated(self._turn.shard):
+            await self._turn.session.transact([self._turn.hold(), forgotten, doubted])
+        self._rechecked.add(plan.flag)
 
     async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
         forward = target > row.state

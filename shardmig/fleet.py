@@ -84,6 +84,7 @@ class Fleet:
         take_over: end whoever else is running on these shards.
         reason: for the log.
         mismatches: a file for the rows that a check finds wrong.
+        rechecks: compare all rows before a flag goes LIVE, also where that was done before.
     """
 
     config: Config
@@ -95,6 +96,7 @@ class Fleet:
     take_over: bool = False
     reason: str | None = None
     mismatches: Mismatches | None = None
+    rechecks: bool = False
     _hosts: Hosts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -276,7 +278,7 @@ class Fleet:
         try:
             async with self._session(shard, config, purpose="run", ask=self._questions(shard)) as session:
                 run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
-                run.mismatches, run.host = self.mismatches, self._hosts.of(shard)
+                run.mismatches, run.rechecks, run.host = self.mismatches, self.rechecks, self._hosts.of(shard)
                 report = await work(run)
                 flags = (report and report.flags) or await run.states()
         except ShardmigError as error:

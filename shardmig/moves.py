@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shardmig import checks
-from shardmig.checks import Milestones, compare, disagreeing, estimate, refuse_lossy, rows_by_statistics
+from shardmig.checks import Milestones, Samples, compare, disagreeing, estimate, refuse_lossy, rows_by_statistics
 from shardmig.errors import CheckFailed, Fenced, PreflightFailed
 from shardmig.events import BatchDone
 from shardmig.keyset import BY_INDEX, batch_end, bound, either_end, end_of, last_key
@@ -95,12 +95,13 @@ class MoveRun:
     _milestones: Milestones = field(init=False, default_factory=Milestones)
     _compared: Key | None = field(init=False, default=None)
     _recorded_at: float = field(init=False, default=0.0)
+    _samples: Samples = field(init=False)
     _wrong: list[Key] = field(init=False, default_factory=list)  # the first keys that disagree
     _wrong_rows: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         """Start the servo."""
-        self._servo = Servo(self.pace)
+        self._servo, self._samples = Servo(self.pace), Samples(time.monotonic())
         self._patience = Patience(
             self.turn, self._where, self.move.table, self._claim, self._split, self.stop, self.listener
         )
@@ -210,6 +211,8 @@ class MoveRun:
         if found is not None and self._servo.rows * 2 > asked:
             self._ahead = self._read_end(found, asked)
         self._tell(batch.rows)
+        if self._samples.due(time.monotonic()):
+            await self._sample(after, batch.reached)
         await self._rest.after_batch(batch.rows, self._servo.pause_s(batch.rows, time.monotonic() - started))
 
     async def _move_rows(self, after: Key | None, batch: _Ahead) -> tuple[float, Result | None]:
@@ -231,6 +234,24 @@ class MoveRun:
                 [Query("BEGIN"), first, rows, _CLOCK, Query("COMMIT"), *ahead]
             )
         return (ended.value - began.value).total_seconds(), found[0] if found else None
+
+    async def _sample(self, after: Key | None, upto: Key) -> None:
+        """Compare a range that was just moved; as the check does, mend it once before it counts as wrong."""
+        session, began = self.turn.session, time.monotonic()
+        found = await checks.differing(session, self.move, self.direction, after, upto)
+        if found.keys:
+            await self._repair(found, after, upto)
+            found = await checks.differing(session, self.move, self.direction, after, upto)
+        self._samples.took(time.monotonic() - began)
+        if found.keys:
+            self._note_wrong(found)
+            raise CheckFailed(
+                f"the move of {self.move.table} is wrong: of rows just moved, {self._wrong_rows} disagree with its "
+                f"check, keys {checks.shown(self._wrong)}; it stopped after {self._row.rows} rows. Correct what moves "
+                "them or what checks them (`shardmig amend` replaces a plan that is not finished), and apply again",
+                shard=self.turn.shard,
+                step=self._where,
+            )
 
     async def _find(self) -> _Ahead:
         [found] = await self.turn.session.flight(

@@ -65,6 +65,7 @@ class Run:
         reason: for the log of what is switched.
         proves_schemas: prove around all structure that whole schemas only grew, as on a canary.
         mismatches: a file for the rows that a check finds wrong; None names the first of them only.
+        rechecks: compare all rows before a flag goes LIVE, also where that was done before.
         host: what moves of other shards on the same server share with those here.
     """
 
@@ -76,6 +77,7 @@ class Run:
     reason: str | None = None
     proves_schemas: bool = False
     mismatches: Mismatches | None = None
+    rechecks: bool = False
     host: Host | None = None
     _steps: Steps = field(init=False)
     _edges: Edges = field(init=False)
@@ -238,6 +240,7 @@ class Run:
                     self._steps,
                     self.config.pace,
                     reason=self.reason,
+                    rechecks=self.rechecks,
                     vouched=self._vouched,
                     mismatches=self.mismatches,
                     host=self.host,

@@ -179,6 +179,14 @@ class Turn:
             (self.shard, revision, list(numbers), self.term),
         )
 
+    def reopen_check(self, revision: str, numbers: Sequence[int]) -> Query:
+        """Forget that moves were checked, so that the next one compares all rows again; behind `hold`."""
+        return Query(
+            "UPDATE shardmig.step SET check_cursor = NULL, checked_at = NULL, status = 'PENDING', finished_at = NULL "
+            "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[])",
+            (self.shard, revision, list(numbers)),
+        )
+
     def end(self) -> Query:
         """Say that nobody works on the shard any more; a successor's entry is left alone."""
         return Query(

@@ -261,7 +261,7 @@ async def test_the_check_mends_what_a_writer_spoiled(shard: Shard, connect: Conn
 async def test_rows_that_no_repair_mends_are_named_and_the_flag_stays(shard: Shard) -> None:
     wrong = same_table(check="SELECT id FROM t WHERE {batch} AND id IN (7, 8)")
     async with moving(shard, wrong, T, customers(100)) as here:
-        with pytest.raises(CheckFailed, match=r"2 rows, keys \(7\), \(8\); the flag stays where it is"):
+        with pytest.raises(CheckFailed, match=r"2 disagree with its check, keys \(7\), \(8\); it stopped"):
             await here.run().run()
 
         assert (await here.step()).checked_at is None

@@ -42,6 +42,7 @@ def apply(
     ] = False,
     take_over: options.TakeOver = False,
     reason: options.Reason = None,
+    recheck: options.Recheck = False,
     mismatches: options.Mismatches = None,
     log_json: options.LogJson = None,
     output: options.Output = "text",
@@ -60,6 +61,7 @@ def apply(
     revision = here.revision(revision) if revision is not None else None
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect, part=part)
     fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
+    fleet.rechecks = recheck
     if failed:
         found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)
         behind = {one.shard for one in found if one.outcome is not Outcome.DONE}

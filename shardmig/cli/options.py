@@ -25,6 +25,7 @@ __all__ = [
     "Output",
     "Partition",
     "Reason",
+    "Recheck",
     "Shards",
     "Tag",
     "TakeOver",
@@ -78,6 +79,10 @@ Mismatches = Annotated[
 ]
 Output = Annotated[
     Literal["text", "json"], typer.Option("--output", "-o", envvar="SHARDMIG_OUTPUT", help="How the result is written.")
+]
+Recheck = Annotated[
+    bool,
+    typer.Option("--recheck", help="Compare all rows before a flag goes LIVE, also where they were compared before."),
 ]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the shard's log.")]
 Partition = Annotated[

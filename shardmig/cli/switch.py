@@ -27,6 +27,7 @@ def switch(
     reason: options.Reason = None,
     expect: options.Expect = None,
     take_over: options.TakeOver = False,
+    recheck: options.Recheck = False,
     mismatches: options.Mismatches = None,
     log_json: options.LogJson = None,
     output: options.Output = "text",
@@ -47,6 +48,7 @@ def switch(
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
     accepted = here.plan_of_flag(flag)
     fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
+    fleet.rechecks = recheck
     with progress.exporting(mismatches, [accepted]) as fleet.mismatches:
         report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()]), log_json=log_json)
     results.show_report(report, output)
