@@ -44,6 +44,7 @@ __all__ = ["Fleet", "ShardStatus"]
 
 T = TypeVar("T")
 
+_REVISIONS_NAMED = 4  # of what is left; more are told by the first and the last
 _GO_ON = "stopped at a safe place; the same command goes on from there"
 
 
@@ -240,7 +241,9 @@ class Fleet:
         todo, held = pending(plans, records or Records(shard), until=until, history=self.plans)
         reasons = [f"{one.flag} is held at {one.state.name}" for one in held]
         if todo:
-            reasons.append("left: " + ", ".join(item.plan.revision for item in todo))
+            revisions = [item.plan.revision for item in todo]
+            many = f"{revisions[0]} … {revisions[-1]} ({len(todo)} revisions)"
+            reasons.append(f"left: {many if len(todo) > _REVISIONS_NAMED else ', '.join(revisions)}")
         if records is not None and records.holder is not None:
             reasons.append(f"worked on by {records.holder}")
         if records is not None and records.version < ledger.newest():

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from rich.text import Text
 
 from shardmig import planfile
-from shardmig.cli.console import INTERRUPTED, out, show_json, tell
+from shardmig.cli import overview
+from shardmig.cli.console import INTERRUPTED, show_json, tell
 from shardmig.cli.plans import lock_note
 from shardmig.outcomes import Outcome
 from shardmig.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from shardmig.fleet import ShardStatus
     from shardmig.outcomes import Report
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
     from shardmig.records import Records
 
 __all__ = ["show_gate", "show_history", "show_left", "show_report", "show_same", "show_status", "show_steps"]
-
-_COLOURS = {
-    Outcome.DONE: "green",
-    Outcome.PENDING: "yellow",
-    Outcome.PARKED: "yellow",
-    Outcome.MAINTENANCE: "yellow",
-    Outcome.INTERRUPTED: "yellow",
-}
 
 
 def show_report(report: Report, output: str) -> NoReturn:
@@ -54,31 +45,34 @@ def show_report(report: Report, output: str) -> NoReturn:
             }
         )
     else:
-        rows = [(one.shard, one.outcome, f"{one.seconds:6.1f} s", one.reason or _flags(one.flags)) for one in report]
-        _lines(rows)
+        table = overview.FlagTable({one.shard: dict(one.flags) for one in report if one.flags})
+        overview.lines(
+            [
+                overview.Row(one.shard, one.outcome, f"{one.seconds:6.1f} s", one.reason or table.of(one.shard))
+                for one in report
+            ]
+        )
+        for line in table.told_once():
+            tell(line)
         done = sum(one.outcome is Outcome.DONE for one in report)
-        tell(f"{done} of {len(report.shards)} shards done{_others(one.outcome for one in report)}")
+        tell(f"{done} of {len(report.shards)} shards done{overview.others(one.outcome for one in report)}")
     raise typer.Exit(0 if report.done else INTERRUPTED if report.interrupted else 1)
 
 
-def show_status(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], output: str) -> None:
-    """Write where every shard is."""
+def show_status(
+    found: Sequence[ShardStatus],
+    plans: Sequence[AcceptedPlan],
+    output: str,
+    *,
+    only: Sequence[str] = (),
+    wide: bool = False,
+) -> None:
+    """Write where every shard is; `only` these flags, and `wide` whatever there is on a line a shard."""
     if output == "json":
-        show_json({"version": 1, "shards": [_status_body(one) for one in found]})
+        show_json({"version": 1, "shards": [_status_body(one, only) for one in found]})
     else:
         head = plans[-1].plan.revision if plans else "none"
-        _lines([(one.shard, one.outcome, _applied(one), _joined(_states(one), one.reason)) for one in found])
-        behind = sum(one.outcome is not Outcome.DONE for one in found)
-        there = f"{len(found) - behind} of {len(found)} shards are there{_others(one.outcome for one in found)}"
-        tell(f"head {head}; {there}")
-
-
-def _others(outcomes: Iterable[Outcome]) -> str:
-    """Count the outcomes of shards that are not done, in the order in which `Outcome` has them."""
-    counts = Counter(outcomes)
-    named = [f"{counts[outcome]} {outcome.value}" for outcome in Outcome if outcome is not Outcome.DONE]
-    shown = [text for text in named if not text.startswith("0 ")]
-    return f" ({', '.join(shown)})" if shown else ""
+        overview.show(found, head=head, flags=[accepted.plan.flag for accepted in plans], only=only, wide=wide)
 
 
 def show_left(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], output: str) -> NoReturn:
@@ -226,14 +220,15 @@ def _log_body(one: ShardStatus) -> list[dict[str, Any]]:
     return sorted(({**blank, **line} for line in lines), key=lambda line: line["at"])
 
 
-def _status_body(one: ShardStatus) -> dict[str, Any]:
+def _status_body(one: ShardStatus, only: Sequence[str] = ()) -> dict[str, Any]:
     records = one.records
+    rows = [row for row in records.flags.values() if not only or row.flag in only] if records else []
     return {
         "shard": one.shard,
         "outcome": one.outcome.value,
         "reason": one.reason,
-        "revision": _applied(one),
-        "flags": {row.flag: State(row.state).name for row in records.flags.values()} if records else {},
+        "revision": overview.applied(one),
+        "flags": {row.flag: State(row.state).name for row in rows},
         "maintenance": ("off", "read-only", "offline")[records.maintenance] if records else None,
         "runner": records.holder if records else None,
         "left": [
@@ -252,33 +247,8 @@ def _status_body(one: ShardStatus) -> dict[str, Any]:
     }
 
 
-def _applied(one: ShardStatus) -> str:
-    """Name the newest revision whose plan is finished there."""
-    finished = [row.revision for row in one.records.migrations.values() if row.finished_at] if one.records else []
-    return finished[-1] if finished else "-"
-
-
-def _states(one: ShardStatus) -> str:
-    return _flags((row.flag, State(row.state).name) for row in one.records.flags.values()) if one.records else ""
-
-
-def _flags(flags: Iterable[tuple[str, str]]) -> str:
-    return ", ".join(f"{flag} {state}" for flag, state in flags)
-
-
 def _joined(*parts: str, sep: str = "; ") -> str:
     return sep.join(part for part in parts if part)
-
-
-def _lines(rows: Sequence[tuple[str, Outcome, str, str]]) -> None:
-    """Write one line a shard, in columns."""
-    name = max((len(row[0]) for row in rows), default=0)
-    middle = max((len(row[2]) for row in rows), default=0)
-    for shard, outcome, detail, rest in rows:
-        colour = _COLOURS.get(outcome, "red")
-        line = Text.assemble(f"{shard:<{name}}  ", (f"{outcome.value:<16}", colour), f"{detail:<{middle}}  {rest}")
-        line.rstrip()
-        out.print(line)
 
 
 def show_steps(found: Sequence[ShardStatus], plan: Plan, output: str) -> None:

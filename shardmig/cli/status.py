@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardmig.cli import options
 from shardmig.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from shardmig.fleet import ShardStatus
 
 __all__ = ["register", "status"]
 
@@ -27,21 +30,34 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", help="Show it again every few seconds, until Ctrl-C or until all are done.")
     ] = False,
+    flag: Annotated[
+        list[str] | None, typer.Option("--flag", metavar="FLAG", help="Speak of this flag alone; repeatable.")
+    ] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="A line a shard with every flag, however many.")] = False,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit 1 unless every shard is done.")] = False,
     output: options.Output = "text",
     config: options.Config_ = None,
 ) -> None:
-    """Show each shard's flags, what is left and who works there; every shard unless some are named."""
+    """
+    Show each shard's flags, what is left and who works there; every shard unless some are named.
+
+    Of many flags, and of many shards, only what is not as everywhere is spelled out.
+    """
     from shardmig.cli import progress, project, results
 
     here = project.load(config)
     named = bool(shard) or wave is not None or tag is not None
     chosen = options.targets(here.config, shard, everything=everything or not named, wave=wave, tag=tag, part=part)
     fleet = here.fleet(chosen, jobs=jobs)
+    only = [here.plan_of_flag(name).plan.flag for name in flag or ()]
+
+    def show(found: list[ShardStatus]) -> None:
+        results.show_status(found, here.plans, output, only=only, wide=wide)
+
     if watch:
-        found = progress.watch(fleet, lambda found: results.show_status(found, here.plans, output))
+        found = progress.watch(fleet, show)
     else:
         found = progress.run(fleet, fleet.status, quiet=True)
-        results.show_status(found, here.plans, output)
+        show(found)
     if exit_code and any(one.outcome is not Outcome.DONE for one in found):
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -128,3 +129,42 @@ def test_a_frozen_step_is_amended_where_the_data_breaks_it(
     project.run("status", "--exit-code")
     assert [("one word",)] == project.query("us1", "SELECT reason FROM shardmig.amendment")
     assert "one word" in project.run("history", "--shard", "us1").out
+
+
+def test_status_of_many_shards_and_flags_says_what_is_not_as_everywhere(project: Project) -> None:
+    """24 schemas as shards, six flags, two shards applied, one of them switched back."""
+    names = [f"n{number:02}" for number in range(1, 25)]
+    url = project.shards["eu1"].url.get_secret_value()
+    for name in names:
+        project.query("eu1", f"CREATE SCHEMA {name}")
+    sections = [f'[shards.{name}]\nurl = "{url}"\nschema = "{name}"\n' for name in names]
+    (project.root / "shardmig.toml").write_text("\n".join(sections))
+    shutil.rmtree(project.migrations)
+    project.run("init")
+    for number in range(1, 7):
+        project.run("revision", "-m", f"step {number}")
+        script = project.migrations / f"{number:04}_step_{number}.py"
+        table = f'op.create_table("t{number}", sa.Column("id", sa.Integer, primary_key=True))'
+        script.write_text(
+            re.sub(r"    # Additions.*\n    pass\n", f"    {table}\n", script.read_text(), flags=re.DOTALL)
+        )
+    project.run("plan")
+    project.run("apply", "0006", "--shard", "n01", "--shard", "n02")
+    project.run("switch", "step_3", "OLD", "--shard", "n02")
+
+    table = project.run("status").out.splitlines()
+
+    expected = """
+        n01                          done            0006_step_6
+        n02                          pending         0006_step_6  step_3 OLD; step_3 is held at OLD
+        22 shards: n03, n04, n05, …  pending         -            left: 0001_step_1 … 0006_step_6 (6 revisions)
+        6 flags on 2 shards: 5 LIVE on all; 1 differs: step_3 LIVE on 1, OLD on 1
+        head 0006_step_6; 1 of 24 shards are there (23 pending)"""
+    assert [line.strip() for line in expected.splitlines() if line] == table
+
+    one = project.run("status", "--flag", "step_3", "--shard", "n01", "--shard", "n02").out.splitlines()
+    assert ["step_3 LIVE", "step_3 OLD; step_3 is held at OLD"] == [line.split("step_6  ")[1] for line in one[:2]]
+    assert "step_3 LIVE on 1, OLD on 1" == one[2]
+    assert 25 == len(project.run("status", "--wide").out.splitlines())
+    assert "known flags: step_1" in project.run("status", "--flag", "stpe_3", code=2).err
+    assert {"step_3": "LIVE"} == project.run("status", "--flag", "step_3", "-o", "json").json["shards"][0]["flags"]
