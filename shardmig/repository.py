@@ -16,14 +16,14 @@ from shardmig.plan import Switch
 from shardmig.rendering import load_plans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shardmig.config import Config
     from shardmig.plan import AcceptedPlan
     from shardmig.rendering import LoadedPlan
     from shardmig.scripts import Script
 
-__all__ = ["accepted_plans", "loaded_plans", "refusing"]
+__all__ = ["accepted_of", "accepted_plans", "loaded_plans", "refusing"]
 
 
 def loaded_plans(config: Config, *, rerender: bool = False) -> tuple[LoadedPlan, ...]:
@@ -51,9 +51,20 @@ def accepted_plans(config: Config) -> tuple[AcceptedPlan, ...]:
         ScriptError, PlanError, StalePlan: files are not in order, or a script describes nothing yet.
         LintFailed: something is not known to be additive.
     """
+    return accepted_of(config, loaded_plans(config))
+
+
+def accepted_of(config: Config, plans: Sequence[LoadedPlan]) -> tuple[AcceptedPlan, ...]:
+    """
+    Accept plans that were loaded, oldest first.
+
+    Raises:
+        ScriptError: a script describes nothing yet.
+        LintFailed: something is not known to be additive.
+    """
     history = History(config.lint)
     accepted = []
-    for loaded in loaded_plans(config):
+    for loaded in plans:
         empty = all(isinstance(step, Switch) for step in loaded.plan.steps) and loaded.plan.protocol == "auto"
         if empty and not explained_in([loaded.script]):  # autogenerate writes scripts that only explain
             raise ScriptError("nothing is described yet; fill upgrade() or move()", path=loaded.script.name)

@@ -54,10 +54,15 @@ def apply(
     Of several shards the canary goes first, alone, with its bake time and gates ([rollout]); the others follow in
     waves. Blocked shards are tried again at the end.
     """
-    from shardmig.cli import progress, project, results
+    from shardmig.cli import console, progress, project, results
     from shardmig.todo import Until
 
     here = project.load(config)
+    if here.unwritten:
+        console.note(
+            f"{', '.join(here.unwritten)}: no plan file, so what runs is rendered now and reviewed by nobody; "
+            "`shardmig plan` writes it, commit it"
+        )
     revision = here.revision(revision) if revision is not None else None
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect, part=part)
     fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)

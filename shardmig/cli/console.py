@@ -22,7 +22,7 @@ from shardmig.errors import ShardmigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["INTERRUPTED", "err", "guarded", "out", "show_json", "tell"]
+__all__ = ["INTERRUPTED", "err", "guarded", "note", "out", "show_json", "tell"]
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -33,6 +33,11 @@ INTERRUPTED = 130
 def tell(line: str) -> None:
     """Write one line of the result."""
     out.print(Text(line))
+
+
+def note(line: str) -> None:
+    """Write what the reader should know, beside the result."""
+    err.print(Text.assemble(("note: ", "yellow"), line))
 
 
 def guarded(app: Callable[[], object]) -> NoReturn:

@@ -9,7 +9,7 @@ from shardmig import config as configuration
 from shardmig.cli import options
 from shardmig.errors import ConfigError
 from shardmig.fleet import Fleet
-from shardmig.repository import accepted_plans
+from shardmig.repository import accepted_of, loaded_plans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,10 +23,18 @@ __all__ = ["Project", "load"]
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A configuration and its accepted plans, oldest first."""
+    """
+    A configuration and its accepted plans, oldest first.
+
+    Attributes:
+        config: the configuration.
+        plans: the plans.
+        unwritten: scripts that have no plan file, so that they were rendered just now.
+    """
 
     config: Config
     plans: tuple[AcceptedPlan, ...]
+    unwritten: tuple[str, ...] = ()
 
     def fleet(
         self,
@@ -67,4 +75,6 @@ class Project:
 def load(path: Path | None) -> Project:
     """Load the configuration and its plans; errors name file, key and cure."""
     config = configuration.load(path)
-    return Project(config, accepted_plans(config))
+    loaded = loaded_plans(config)
+    unwritten = tuple(one.script.name for one in loaded if not one.from_file)
+    return Project(config, accepted_of(config, loaded), unwritten)

@@ -20,6 +20,16 @@ def test_a_revision_may_be_cut_short_as_long_as_it_is_one_alone(repository: Proj
     assert "no revision '9'; the newest is 0003_order_address" in repository.run(*verb, "9", code=2).err
 
 
+def test_apply_says_when_nobody_can_have_read_what_runs(repository: Project) -> None:
+    repository.write_toml('[shards.eu1]\nurl = "postgresql://nobody@127.0.0.1:1/nowhere"\n')
+    assert "plan file" not in repository.run("apply", "--all", code=1).err
+
+    (repository.migrations / "0002_split_name.sql").unlink()
+    said = repository.run("apply", "--all", code=1)
+    assert said.err.startswith("note: migrations/0002_split_name.py: no plan file, so what runs is rendered now")
+    assert "`shardmig plan` writes it" in said.err
+
+
 def test_check_judges_the_application_where_the_configuration_names_it(repository: Project) -> None:
     (repository.root / "shop").mkdir()
     code = repository.root / "shop" / "flags.py"
