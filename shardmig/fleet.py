@@ -19,6 +19,7 @@ from shardmig.errors import ConfigError, ShardError, ShardmigError, ShardUnreach
 from shardmig.hosts import Hosts
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
+from shardmig.progress import state_of
 from shardmig.provisioning import lowest_states, provision
 from shardmig.records import Records, read_log, read_records, records_queries
 from shardmig.rollout import FAILURES, Wave, waves
@@ -246,6 +247,7 @@ class Fleet:
             reasons.append(f"left: {many if len(todo) > _REVISIONS_NAMED else ', '.join(revisions)}")
         if records is not None and records.holder is not None:
             reasons.append(f"worked on by {records.holder}")
+        reasons += [said for step in (records.steps.values() if records else ()) if (said := state_of(step))]
         if records is not None and records.version < ledger.newest():
             reasons.append(f"its ledger is version {records.version}, the next apply brings it to {ledger.newest()}")
         if records is not None and records.maintenance:

@@ -101,6 +101,7 @@ CREATE TABLE shardmig.step (
     batches        bigint NOT NULL DEFAULT 0,
     rows_estimated bigint,
     rows_per_s     double precision,
+    noted_at       timestamptz,
     check_cursor   text[],
     checked_at     timestamptz,
     waiting        text,
@@ -112,7 +113,8 @@ COMMENT ON TABLE shardmig.step IS 'Steps of the plans; a record commits together
 COMMENT ON COLUMN shardmig.step.term IS 'The runner that may write this step; 0 after a flip, which fences a running move';
 COMMENT ON COLUMN shardmig.step.bounded_at IS 'When the last key to move was read; upto is NULL on an empty table';
 COMMENT ON COLUMN shardmig.step.cursor IS 'Key of the last row moved, as text, one element a column';
-COMMENT ON COLUMN shardmig.step.rows_per_s IS 'How fast rows move lately, noted once a second; NULL while nothing does';
+COMMENT ON COLUMN shardmig.step.rows_per_s IS 'How fast rows moved lately when the mover last noted it, once a second; NULL while it compares';
+COMMENT ON COLUMN shardmig.step.noted_at IS 'When that was: an old one means that nobody moves rows';
 COMMENT ON COLUMN shardmig.step.check_cursor IS 'Key of the last row checked';
 COMMENT ON COLUMN shardmig.step.waiting IS 'Why the move rests at the moment; NULL while it works';
 COMMENT ON COLUMN shardmig.step.paused IS 'Why an operator wants the move to rest (shardmig.pause); NULL: go on';

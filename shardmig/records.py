@@ -173,7 +173,8 @@ SELECT revision, position, flag, sha256, CASE WHEN sha256 = ANY ($2::text[]) THE
     finished_at, started_by
 FROM shardmig.migration WHERE shard = $1 ORDER BY position"""
 STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
-    bounded_at, upto, cursor, rows, batches, rows_estimated, rows_per_s, check_cursor, checked_at, waiting,
+    bounded_at, upto, cursor, rows, batches, rows_estimated,
+    CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN rows_per_s END, check_cursor, checked_at, waiting,
     paused"""
 _STEPS = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 ORDER BY revision, number"
 _LOG = """

@@ -133,6 +133,7 @@ class Rest:
 
 # The window is told by the server's clock: runners' may differ.
 _LOOK = """
-UPDATE shardmig.step SET rows_per_s = $5 WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4
+UPDATE shardmig.step SET rows_per_s = $5, noted_at = clock_timestamp()
+WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4
 RETURNING paused, extract(epoch FROM clock_timestamp())::float8
 """

@@ -35,6 +35,7 @@ from shardmig.events import (
     Warned,
 )
 from shardmig.outcomes import Outcome
+from shardmig.progress import Moved
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -224,11 +225,8 @@ def _describe(event: Event) -> str | None:
         case StepStarted():
             return f"{event.revision} step {event.step}: {event.kind}"
         case BatchDone():
-            of = f" of ~{event.rows_estimated:,}" if event.rows_estimated else ""
-            eta = f", {event.eta_s:,.0f} s left" if event.eta_s is not None else ""
-            return (
-                f"{event.revision} step {event.step}: {event.rows_done:,}{of} rows, {event.rows_per_s:,.0f} rows/s{eta}"
-            )
+            moved = Moved(event.rows_done, event.rows_estimated, event.rows_per_s)
+            return f"{event.revision} step {event.step}: {moved}"
         case Waiting():
             return f"waits: {event.reason}" + (f" ({event.blockers[0]})" if event.blockers else "")
         case Draining():

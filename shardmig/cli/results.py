@@ -11,6 +11,7 @@ from shardmig.cli import overview
 from shardmig.cli.console import INTERRUPTED, show_json, tell
 from shardmig.cli.plans import lock_note
 from shardmig.outcomes import Outcome
+from shardmig.progress import moved_of
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from shardmig.fleet import ShardStatus
     from shardmig.outcomes import Report
     from shardmig.plan import AcceptedPlan, Plan
-    from shardmig.records import Records
+    from shardmig.records import Records, StepRow
 
 __all__ = ["show_gate", "show_history", "show_left", "show_report", "show_same", "show_status", "show_steps"]
 
@@ -239,11 +240,22 @@ def _status_body(one: ShardStatus, only: Sequence[str] = ()) -> dict[str, Any]:
             }
             for item in one.left
         ],
-        "moves": [
-            {"revision": s.revision, "step": s.number, "status": s.status, "rows": s.rows, "of": s.rows_estimated}
-            for s in (records.steps.values() if records else ())
-            if s.kind == "move"
-        ],
+        "moves": [_move_body(s) for s in (records.steps.values() if records else ()) if s.kind == "move"],
+    }
+
+
+def _move_body(step: StepRow) -> dict[str, Any]:
+    moved = moved_of(step)
+    return {
+        "revision": step.revision,
+        "step": step.number,
+        "status": step.status,
+        "rows": step.rows,
+        "of": step.rows_estimated,
+        "percent": moved.percent,
+        "rows_per_s": moved.rows_per_s,
+        "eta_s": moved.eta_s,
+        "waiting": step.waiting,
     }
 
 

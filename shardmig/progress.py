@@ -1,0 +1,82 @@
+"""How far a move is, and how long it takes at the present speed: what can honestly be said. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shardmig.records import StepRow
+
+__all__ = ["Moved", "duration", "moved_of", "state_of"]
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """
+    Rows moved of rows there are.
+
+    Attributes:
+        rows: moved so far, earlier runs included.
+        estimated: rows of the table, by statistics; None when it was never analyzed.
+        rows_per_s: lately; None or 0 when nothing moves.
+    """
+
+    rows: int
+    estimated: int | None
+    rows_per_s: float | None = None
+
+    @property
+    def percent(self) -> int | None:
+        """Rounded down; None where statistics say nothing, or less than was moved already."""
+        if not self.estimated or self.rows > self.estimated:
+            return None
+        return self.rows * 100 // self.estimated
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until all rows are moved, the check not included; None when nothing honest can be said."""
+        if self.estimated is None or self.rows > self.estimated or not self.rows_per_s:
+            return None
+        return (self.estimated - self.rows) / self.rows_per_s
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        if self.percent is not None:
+            said = f"{self.rows:,} of about {self.estimated:,} rows moved ({self.percent} %)"
+        else:
+            said = f"{self.rows:,} rows moved" + (", more than were estimated" if self.estimated else "")
+        if self.rows_per_s:
+            said += f", {self.rows_per_s:,.0f} rows/s"
+        return said + (f", {duration(self.eta_s)} left" if self.eta_s is not None else "")
+
+
+def moved_of(step: StepRow) -> Moved:
+    """Read how far a move is from its record; a speed that nobody has noted lately is none."""
+    return Moved(step.rows, step.rows_estimated, step.rows_per_s if step.waiting is None else None)
+
+
+def state_of(step: StepRow) -> str | None:
+    """Say what a move is about, in one line; None when it has not begun, or has nothing left."""
+    if step.kind != "move" or step.bounded_at is None or step.checked_at is not None:
+        return None
+    checking = step.cursor == step.upto
+    said = f"{step.rows:,} rows moved, being checked" if checking else str(moved_of(step))
+    way = " back" if step.direction == "back" else ""
+    rests = f"; rests: {step.waiting}" if step.waiting is not None else ""
+    return f"{step.revision} step {step.number}{way}: {said}{rests}"
+
+
+def duration(seconds: float) -> str:
+    """Write a length of time as people say it, never shorter than it is."""
+    if seconds < _MINUTE_S:
+        return f"{math.ceil(seconds)} s"
+    if seconds < _HOUR_S:
+        return f"{math.ceil(seconds / _MINUTE_S)} min"
+    if seconds < _DAY_S:
+        hours, minutes = divmod(math.ceil(seconds / _MINUTE_S), 60)
+        return f"{hours} h {minutes} min"
+    return f"{seconds / _DAY_S:.1f} days"
