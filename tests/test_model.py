@@ -91,6 +91,7 @@ def test_the_docs_tell_every_edge_what_it_waits_for_and_how_many_cases_there_are
 
     assert f"{len(HOLDING)} variants that hold" in page
     assert f"{len(FAILING)} with one thing taken away" in page
+    assert f"each of the {len(FAILING)} cases that fail" in page
 
 
 def test_every_wait_can_be_taken_away() -> None:

@@ -24,7 +24,8 @@ OLD, DUAL, LIVE, DONE = State
 _NO_WAITS: frozenset[str] = frozenset()
 
 Fence = Literal[
-    "epoch",  # the protocol: the token rides on BEGIN; the flags of a known token apply, else they are read with it
+    "epoch",  # the protocol: the token rides on BEGIN; the flags of a known token apply, else both are read once more
+    "first token",  # as above, but what is read then is kept under the token that rode on BEGIN
     "two statements",  # flags first, then the token under which they are kept
     "default",  # when the flag cannot be read, OLD is taken
     "cache",  # what was last heard is acted on; a message may come late or never
@@ -65,6 +66,7 @@ class App(NamedTuple):
         state: what it acts on.
         known: the state it remembers; -1: none.
         token: what the token kept with it is to the present one.
+        seen: the same of the token that rode on BEGIN, until the flags are read.
         wrote: it holds the row.
         snapshot: the row in its snapshot; None under READ COMMITTED.
         changed: the row was changed since.
@@ -75,6 +77,7 @@ class App(NamedTuple):
     state: int = OLD
     known: int = -1
     token: int = NEVER
+    seen: int = NEVER
     wrote: bool = False
     snapshot: Row | None = None
     changed: bool = False
@@ -86,7 +89,14 @@ class App(NamedTuple):
 
 
 class World(NamedTuple):
-    """Everything there is; `before` is the flag's row before the last commit, if that was a flip."""
+    """
+    Everything there is.
+
+    Attributes:
+        drain: bit by process that is waited for; -1: nobody drains.
+        holders: the same for those who hold an old snapshot, once they are listed.
+        before: the flag's row before the last commit, if that was a flip.
+    """
 
     flag: FlagRow
     row: Row
@@ -94,6 +104,7 @@ class World(NamedTuple):
     offline: bool
     before: FlagRow | None
     apps: tuple[App, ...]
+    holders: int = -1
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,9 @@ class Fences:
         epochs: "random" or "counter"; matters after a failover that loses the last flip.
         failover: whether that happens.
         imports: transactions may take over the snapshot of an open one.
-        old_snapshots: the drain also waits for snapshots older than the flip.
+        old_snapshots: the drain also waits for snapshots older than the flip: until there is "none", for those who
+            hold one at one moment ("listed"), or "not".
+        drains: maintenance waits until nobody is inside.
         pauses: a process may be stopped between looking at its memory and BEGIN.
     """
 
@@ -118,7 +131,8 @@ class Fences:
     epochs: Literal["random", "counter"] = "random"
     failover: bool = False
     imports: bool = False
-    old_snapshots: bool = True
+    old_snapshots: Literal["none", "listed", "not"] = "none"
+    drains: bool = True
     pauses: bool = True
 
     def begin(self) -> Iterator[World]:
@@ -186,12 +200,18 @@ class Fences:
             yield ("remembers ", state.name, ", BEGIN at once"), self._open(world, who, app, state)
 
     def _first_statement(self, world: World, who: int, app: App) -> Iterator[tuple[Label, World]]:
-        state = State(world.flag.state)
+        state, remembers = State(world.flag.state), self.fence in {"epoch", "first token", "two statements"}
+        if self.imports:
+            yield from self._import(world, who, app)
+        if remembers and app.token == CURRENT:
+            yield ("the token is known: ", State(app.known).name), self._open(world, who, app, app.known)
+            return
         match self.fence:
-            case "epoch" if app.token == CURRENT:
-                known = State(app.known)
-                yield ("the token is known: ", known.name), self._open(world, who, app, known)
-            case "epoch" | "carry" | "default":
+            case "epoch" | "first token":
+                snapshot = world.row if self.isolation == "RR" else None
+                half = app._replace(phase=HALF, seen=CURRENT, state=int(state), snapshot=snapshot)
+                yield ("the token is new",), _with(world, who, half)
+            case "carry" | "default":
                 learnt = app._replace(known=state, token=CURRENT)
                 yield ("reads the flag: ", state.name), self._open(world, who, learnt, state)
                 if self.fence == "default":
@@ -201,9 +221,6 @@ class Fences:
                     yield ("is told of maintenance, ROLLBACK",), _ended(world, who)
                 else:
                     yield ("reads the flag: ", state.name), self._open(world, who, app, state)
-            case "two statements" if app.token == CURRENT:
-                known = State(app.known)
-                yield ("the token is known: ", known.name), self._open(world, who, app, known)
             case "two statements":
                 half = app._replace(phase=HALF, state=state)
                 yield ("reads the flags: ", state.name), _with(world, who, half)
@@ -213,11 +230,15 @@ class Fences:
                 yield ("the statement that locks takes its snapshot: ", state.name), _with(world, who, half)
             case _:
                 yield ("takes the lock",), _with(world, who, app._replace(phase=HALF, state=-1))
-        if self.imports:
-            yield from self._import(world, who, app)
 
     def _second_statement(self, world: World, who: int, app: App) -> Iterator[tuple[Label, World]]:
-        if self.fence == "two statements":
+        if self.fence in {"epoch", "first token"}:
+            # One snapshot: flags and token are those of BEGIN, whatever happened since.
+            state = State(app.state if self.isolation == "RR" else world.flag.state)
+            token = app.seen if self.isolation == "RR" or self.fence == "first token" else CURRENT
+            opened = app._replace(phase=OPEN, state=int(state), known=int(state), token=token, seen=NEVER)
+            yield ("reads flags and token: ", state.name), _with(world, who, opened)
+        elif self.fence == "two statements":
             known = app._replace(known=app.state, token=CURRENT)
             yield (
                 ("reads the token, and keeps ", State(app.state).name, " under it"),
@@ -232,8 +253,8 @@ class Fences:
 
     def _import(self, world: World, who: int, app: App) -> Iterator[tuple[Label, World]]:
         for other, exporter in enumerate(world.apps):
-            if other != who and exporter.phase == OPEN and exporter.snapshot is not None and other == 0:
-                opened = App(OPEN, exporter.state, app.known, app.token, wrote=False, snapshot=exporter.snapshot,
+            if other != who and exporter.phase == OPEN and exporter.snapshot is not None:
+                opened = App(OPEN, exporter.state, app.known, app.token, snapshot=exporter.snapshot,
                              changed=exporter.changed, predates=exporter.predates)  # fmt: skip
                 yield ("takes over the snapshot of app ", other), _with(world, who, opened)
 
@@ -277,8 +298,11 @@ class Fences:
 
     def _flipped(self, world: World, flag: FlagRow) -> World:
         older = {CURRENT: PREVIOUS, PREVIOUS: NEVER, NEXT: CURRENT, NEVER: NEVER}
-        apps = tuple(app._replace(token=older[app.token], predates=app.snapshot is not None) for app in world.apps)
-        return world._replace(flag=flag, drain=-1, before=world.flag if self.failover else None, apps=apps)
+        apps = tuple(
+            app._replace(token=older[app.token], seen=older[app.seen], predates=app.snapshot is not None)
+            for app in world.apps
+        )
+        return world._replace(flag=flag, drain=-1, holders=-1, before=world.flag if self.failover else None, apps=apps)
 
     def _failed_over(self, world: World) -> World:
         """Go on with a standby that never got the flip; a counter will give its number again, to another state."""
@@ -286,11 +310,11 @@ class Fences:
         younger = {CURRENT: lost, PREVIOUS: CURRENT, NEXT: NEVER, NEVER: NEVER}
         apps = tuple(app.ended()._replace(token=younger[app.token]) for app in world.apps)
         assert world.before is not None
-        return world._replace(flag=world.before, drain=-1, before=None, apps=apps)
+        return world._replace(flag=world.before, drain=-1, holders=-1, before=None, apps=apps)
 
     def _drain(self, world: World) -> Iterator[tuple[Label, World]]:
         flag, apps = world.flag, world.apps
-        recorded = world._replace(flag=flag._replace(drained=True), drain=-1, before=None)
+        recorded = world._replace(flag=flag._replace(drained=True), drain=-1, holders=-1, before=None)
         leases = all(app.known in (flag.state, -1) for app in apps)
         if self.fence == "lease" and self.pauses:
             if leases:
@@ -302,12 +326,16 @@ class Fences:
             if self.fence != "lease" or leases:
                 mask = sum(1 << who for who, app in enumerate(apps) if self._listed(app))
                 yield ("drain: lists ", f"{mask:0{self.apps}b}"), world._replace(drain=mask)
-        elif world.drain == 0 and not (self._waits_for_snapshots and any(app.predates for app in apps)):
+        elif world.drain == 0 and self.old_snapshots == "listed" and world.holders < 0:
+            mask = sum(1 << who for who, app in enumerate(apps) if app.predates)
+            yield ("drain: lists who holds an old snapshot: ", f"{mask:0{self.apps}b}"), world._replace(holders=mask)
+        elif world.drain == 0 and not self._old_snapshot_left(world):
             yield ("drain: nobody of those is left; drained",), recorded
 
-    @property
-    def _waits_for_snapshots(self) -> bool:
-        return self.old_snapshots and self.fence != "holders"
+    def _old_snapshot_left(self, world: World) -> bool:
+        if self.old_snapshots == "listed":
+            return world.holders > 0
+        return self.old_snapshots == "none" and self.fence != "holders" and any(app.predates for app in world.apps)
 
     def _listed(self, app: App) -> bool:
         if self.fence == "holders":
@@ -319,7 +347,7 @@ class Fences:
         if self.fence == "maintenance" and not world.offline:
             yield ("runner: maintenance on",), world._replace(offline=True)
             return
-        if self.fence == "maintenance" and world.drain < 0:
+        if self.fence == "maintenance" and self.drains and world.drain < 0:
             mask = sum(1 << who for who, app in enumerate(world.apps) if self._listed(app))
             yield ("drain: lists ", f"{mask:0{self.apps}b}"), world._replace(drain=mask)
             return
@@ -338,8 +366,8 @@ def _with(world: World, who: int, app: App) -> World:
 
 
 def _ended(world: World, who: int) -> World:
-    drain = world.drain if world.drain < 0 else world.drain & ~(1 << who)
-    return _with(world, who, world.apps[who].ended())._replace(drain=drain)
+    drain, holders = (mask if mask < 0 else mask & ~(1 << who) for mask in (world.drain, world.holders))
+    return _with(world, who, world.apps[who].ended())._replace(drain=drain, holders=holders)
 
 
 def _changed(world: World, row: Row) -> World:

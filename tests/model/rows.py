@@ -83,7 +83,7 @@ class Rows(Batches):
     def canonical(self, world: World) -> World:
         """Sort the processes that run the same code."""
         apps = world.apps
-        if self.unaware or all(apps[who] < apps[who + 1] for who in range(self.apps - 1)):
+        if self.unaware or self.exempt or all(apps[who] < apps[who + 1] for who in range(self.apps - 1)):
             return world
         order = sorted(range(self.apps), key=lambda who: (apps[who], world.locks[0] == who, world.locks[1] == who,
                                                           world.drain >= 0 and world.drain >> who & 1))  # fmt: skip
@@ -241,7 +241,8 @@ class Rows(Batches):
         if not flag.drained:
             if drain < 0:
                 counted = (BEGUN, OPEN, PREPARED) if self.prepared != "ignored" else (BEGUN, OPEN)
-                mask = sum(1 << who for who, app in enumerate(world.apps) if app.phase in counted)
+                listed = enumerate(world.apps[self.exempt :], self.exempt)
+                mask = sum(1 << who for who, app in listed if app.phase in counted)
                 yield ("drain: lists who is open: ", names(mask)), world._replace(drain=mask)
             elif drain == 0:
                 done = world._replace(flag=flag._replace(drained=True), drain=-1)

@@ -176,6 +176,7 @@ class Settings:
         prepared: transactions may be PREPAREd; "counted" in a drain, or "ignored".
         late: a drain that ends after a later flip is recorded all the same.
         unaware: processes that run code which knows no flag.
+        exempt: processes whose role the drain does not wait for, although they use the flag.
         refuse_snapshots: writers under one snapshot are refused in DUAL (rule 3).
         without: waits left out.
         skips: edges taken that do not exist.
@@ -196,6 +197,7 @@ class Settings:
     prepared: Literal["never", "counted", "ignored"] = "never"
     late: bool = False
     unaware: int = 0
+    exempt: int = 0
     refuse_snapshots: bool = True
     without: frozenset[str] = frozenset()
     skips: tuple[tuple[State, State], ...] = ()
