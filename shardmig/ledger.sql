@@ -292,6 +292,7 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON shardmig.log
 ---------------------------------------------------------------------------------------------------------------------
 -- What runners call: the first write of each recording transaction, one round trip with what it records.
 -- The step row is the fence: comparing a term anywhere else would let a batch happen twice.
+-- None returns a row of a table: one that gets a column would fail for whoever called it before, in the same session.
 
 CREATE FUNCTION shardmig.hold_turn(of_shard text, my_term bigint)
     RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -304,21 +305,17 @@ BEGIN
 END $$;
 
 CREATE FUNCTION shardmig.claim_step(of_shard text, of_revision text, of_number int, my_term bigint)
-    RETURNS shardmig.step LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    claimed shardmig.step;
+    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM shardmig.hold_turn(of_shard, my_term);
     -- Waits for the row lock: an in-doubt transaction of the runner before has ended when the cursor is read here.
     UPDATE shardmig.step s SET term = my_term, attempts = attempts + 1, error = NULL,
             status = CASE s.status WHEN 'DONE' THEN 'DONE' ELSE 'RUNNING' END,
             started_at = coalesce(s.started_at, clock_timestamp())
-        WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number AND s.term <= my_term
-        RETURNING s.* INTO claimed;
+        WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number AND s.term <= my_term;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'another runner took shard % over', of_shard USING ERRCODE = 'SM001';
     END IF;
-    RETURN claimed;
 END $$;
 
 CREATE FUNCTION shardmig.record_step(of_shard text, of_revision text, of_number int, my_term bigint)

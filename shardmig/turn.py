@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Turn", "begin_migration", "finish_migration", "holder_name", "in_turn"]
 
-_CLAIM = f"SELECT {STEP_COLUMNS} FROM shardmig.claim_step($1, $2, $3, $4)"
+_CLAIM = "SELECT shardmig.claim_step($1, $2, $3, $4)"
+_STEP = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 AND revision = $2 AND number = $3"
 
 
 def holder_name() -> str:
@@ -97,7 +98,9 @@ class Turn:
             Fenced: another runner took the shard over.
         """
         with translated(self.shard, f"{revision} step {number}"):
-            [claimed] = await self.session.flight([self.claiming(revision, number)])
+            _, claimed = await self.session.flight(
+                [self.claiming(revision, number), Query(_STEP, (self.shard, revision, number))]
+            )
         return StepRow(*claimed.rows[0])
 
     def claiming(self, revision: str, number: int) -> Query:

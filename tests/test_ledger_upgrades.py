@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleets import NOTE, SHOP, UPPER, fleet_of
-from moving import VERSIONS
+from moving import VERSIONS, blocked
 
 from shardmig import Flag, Flags, State, ledger
 from shardmig.config import SessionSettings, Shard
 from shardmig.errors import LockNotObtained, ShardError
+from shardmig.events import StepDone
 from shardmig.outcomes import Outcome
 from shardmig.records import read_records
 from shardmig.session import open_session
+from shardmig.turn import Turn, begin_migration
 from shardmig.verification import verify
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
     import psycopg
     from conftest import Connect
+
+    from shardmig.events import Event
 
 ONE = ledger.STEPS
 TWO = """
@@ -57,7 +62,9 @@ def older(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def install(shard: Shard, **settings: Any) -> None:
-    async with open_session(shard, SessionSettings(**settings), pg_versions=VERSIONS) as session:
+    """Install or upgrade, without hurry: the lock that a step waits for is the test's own."""
+    patient = SessionSettings(**{"lock_timeout_ms": (10_000,), **settings})
+    async with open_session(shard, patient, pg_versions=VERSIONS) as session:
         await ledger.install(session)
 
 
@@ -215,21 +222,22 @@ async def test_a_runner_of_the_version_before_finishes_what_it_does_next_door(
         connect(url).execute(f"CREATE SCHEMA {name}")
     first, second = (Shard.model_validate({"name": name, "url": url, "schema": name}) for name in ("s0", "s1"))
     fleet = fleet_of([first], SHOP, UPPER, lint={"schemas": ["s0", "s1"]})
-    upgraded = asyncio.Event()
+    upgraded: list[Event] = []
 
-    async def upgrade() -> None:
-        newer()
-        await install(second)
-        older(monkeypatch)
-        upgraded.set()
+    def upgrade_between_two_steps(event: Event) -> None:
+        if isinstance(event, StepDone) and not upgraded:
+            upgraded.append(event)
+            newer()
+            with ThreadPoolExecutor(1) as neighbour:
+                neighbour.submit(asyncio.run, install(second)).result()
+            older(monkeypatch)
 
-    tasks = []
-    fleet.listener = lambda _: tasks or tasks.append(asyncio.create_task(upgrade()))  # type: ignore[func-returns-value]
+    fleet.listener = upgrade_between_two_steps
 
     report = await fleet.apply()
-    await upgraded.wait()
 
-    assert report.done
+    report.raise_for_failures()
+    assert 1 == len(upgraded)
     assert 2 == version(connect(url))
 
 
@@ -249,7 +257,8 @@ def test_a_runner_killed_in_the_middle_leaves_the_older_ledger_whole(
         f"ledger.STEPS = {steps!r}\n"
         "async def main():\n"
         "    shard = Shard.model_validate({'name': sys.argv[1], 'url': sys.argv[2]})\n"
-        "    async with open_session(shard, SessionSettings(), pg_versions=(14, 18)) as session:\n"
+        "    patient = SessionSettings(lock_timeout_ms=(10_000,))\n"
+        "    async with open_session(shard, patient, pg_versions=(14, 18)) as session:\n"
         "        await ledger.install(session)\n"
         "asyncio.run(main())\n"
     )
@@ -314,7 +323,7 @@ async def test_a_table_of_the_ledger_that_stays_busy_parks_the_shard_and_names_w
     operator.execute("SELECT * FROM shardmig.step")
 
     with pytest.raises(LockNotObtained, match=rf"stayed busy .* held by .*{operator.info.backend_pid}"):
-        await install(shard, lock_wait_s=0.3)
+        await install(shard, lock_wait_s=0.3, lock_timeout_ms=(10, 20))
 
     assert colleague.execute("SELECT count(*) > 0 FROM shardmig.step").fetchall() == [(True,)]
     assert 1 == version(connect(shard))
@@ -330,3 +339,26 @@ async def test_the_ledger_tells_its_version(shard: Shard) -> None:
 
     assert records is not None
     assert ledger.newest() == records.version
+
+
+async def test_a_claim_that_waits_for_the_upgrade_next_door_gets_its_step(
+    shard: Shard, connect: Connect, newer: Callable[..., tuple[str, ...]]
+) -> None:
+    psql, witness = connect(shard), connect(shard)
+    async with open_session(shard, SessionSettings(lock_timeout_ms=(400,)), pg_versions=VERSIONS) as session:
+        await ledger.install(session)
+        turn, _ = await Turn.take_and(session, begin_migration(shard.name, SHOP, position=1, text="x"))
+        await turn.claim(SHOP.revision, 1)
+        newer(f"{TWO} SELECT pg_advisory_xact_lock({STOP});")
+        psql.execute(f"SELECT pg_advisory_lock({STOP})")
+        neighbour = shard.model_copy(update={"name": "next door", "schema_name": "next_door"})
+        witness.execute("CREATE SCHEMA next_door")
+        upgrade = asyncio.create_task(install(neighbour))
+        await held_back(witness, 1)
+
+        claim = asyncio.create_task(turn.claim(SHOP.revision, 1))
+        await blocked(witness, session.backend_pid)
+        psql.execute(f"SELECT pg_advisory_unlock({STOP})")
+
+        assert "RUNNING" == (await claim).status
+        await upgrade

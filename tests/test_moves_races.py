@@ -343,9 +343,7 @@ ELSEWHERE = (
     """,
     """
     CREATE OR REPLACE FUNCTION shardmig.claim_step(of_shard text, of_revision text, of_number int, my_term bigint)
-        RETURNS shardmig.step LANGUAGE sql AS $$
-        SELECT s.* FROM shardmig.step s WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number
-    $$
+        RETURNS void LANGUAGE sql AS ''
     """,
 )
 
