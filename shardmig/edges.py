@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shardmig import moves, relaxation, switching
+from shardmig import relaxation, switching
+from shardmig.checks import compare
 from shardmig.errors import CheckFailed, PreflightFailed, SwitchRefused
 from shardmig.events import Warned
 from shardmig.ledger import translated
+from shardmig.moves import MoveRun
 from shardmig.plan import Switch
+from shardmig.sampling import refuse_lossy
 from shardmig.session import Query
 from shardmig.states import Guard, State, route
 from shardmig.steps import Stopped
@@ -120,7 +123,7 @@ class Edges:
             case Guard.NONE if edge.target is State.DUAL:
                 self._warn_unless_vouched(plan)
                 for number, move in plan.moves:
-                    await moves.refuse_lossy(self._turn.session, plan.revision, number, move)
+                    await refuse_lossy(self._turn.session, plan.revision, number, move)
             case Guard.NONE if edge.source is State.DONE:
                 await relaxation.refuse_without_old(self._turn.session, plan)
             case Guard.NONE:
@@ -180,7 +183,7 @@ class Edges:
             if move.lossy or move.back is None:
                 continue
             export, first = self._export(plan, move, "back"), None
-            async for found in moves.compare(self._turn.session, move, "back"):
+            async for found in compare(self._turn.session, move, "back"):
                 self.steps.pass_on()
                 first = first or found
                 if export is None:
@@ -196,7 +199,7 @@ class Edges:
 
     async def _move(self, plan: Plan, number: int, move: Move, *, forward: bool) -> None:
         async def work() -> None:
-            run = moves.MoveRun(
+            run = MoveRun(
                 self._turn,
                 plan.revision,
                 number,

@@ -15,7 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import amendment, ledger, renaming
-from shardmig.errors import ConfigError, ShardError, ShardmigError, ShardUnreachable, SwitchRefused, WrongShard
+from shardmig.errors import (
+    ConfigError,
+    PreflightFailed,
+    ShardError,
+    ShardmigError,
+    ShardUnreachable,
+    SwitchRefused,
+    WrongShard,
+)
+from shardmig.estimates import forecasts
 from shardmig.hosts import Hosts
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from shardmig.config import Config, Shard
+    from shardmig.estimates import Forecast
     from shardmig.events import Listener
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan
@@ -61,6 +71,8 @@ class ShardStatus:
         records: what its ledger says; None without a ledger or a connection.
         left: what `apply` would do, in order.
         log: the append-only log, if it was asked for.
+        forecasts: what each move that is left would take, if that was asked for.
+        refused: why the shard would refuse what is left, if that was asked for; empty when it would not.
     """
 
     shard: str
@@ -69,6 +81,8 @@ class ShardStatus:
     records: Records | None = None
     left: tuple[Todo, ...] = ()
     log: tuple[LogRow, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
+    refused: str = ""
 
 
 @dataclass(slots=True)
@@ -199,15 +213,24 @@ class Fleet:
         return await self._on_each(work)
 
     async def status(
-        self, *, until: Until = Until.LIVE, upto: str | None = None, log: bool = False
+        self, *, until: Until = Until.LIVE, upto: str | None = None, log: bool = False, forecast: bool = False
     ) -> list[ShardStatus]:
-        """Ask every target where it is, up to a revision if one is named; changes nothing."""
+        """
+        Ask every target where it is; changes nothing.
+
+        Args:
+            until: how far each plan is meant to go.
+            upto: the last revision meant; None for the head.
+            log: whether to read the log too.
+            forecast: whether to try, and roll back, what tells how long moves take.
+        """
         plans = self._upto(upto)
 
         async def ask(shard: Shard) -> ShardStatus:
             try:
                 async with self._session(shard, self.config, purpose="read", ask=self._questions(shard)) as session:
-                    return await self._status(session, plans, until, log=log)
+                    found = await self._status(session, plans, until, log=log)
+                    return await self._forecast(session, found) if forecast else found
             except ShardmigError as error:
                 return ShardStatus(shard.name, outcome_of(error), str(error))
 
@@ -256,6 +279,13 @@ class Fleet:
         else:
             outcome = Outcome.PENDING if todo or held else Outcome.DONE
         return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines)
+
+    async def _forecast(self, session: Session, found: ShardStatus) -> ShardStatus:
+        records = found.records or Records(found.shard)
+        try:
+            return replace(found, forecasts=await forecasts(session, self.config.pace, found.left, records))
+        except PreflightFailed as refused:
+            return replace(found, refused=str(refused))
 
     async def _on_each(self, work: Callable[[Run], Awaitable[ShardReport | None]]) -> Report:
         """Do the same on every target, without canary, waves or parking."""

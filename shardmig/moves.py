@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from shardmig import checks
-from shardmig.checks import Milestones, Samples, compare, disagreeing, estimate, refuse_lossy, rows_by_statistics
+from shardmig.checks import Milestones, Samples, disagreeing
 from shardmig.errors import CheckFailed, Fenced, PreflightFailed
+from shardmig.estimates import rows_by_statistics
 from shardmig.events import BatchDone
 from shardmig.keyset import BY_INDEX, batch_end, bound, either_end, end_of, last_key
 from shardmig.ledger import translated
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from shardmig.session import Result
     from shardmig.turn import Turn
 
-__all__ = ["MoveRun", "compare", "disagreeing", "estimate", "refuse_lossy"]
+__all__ = ["MoveRun"]
 
 _RECORD_S = 1.0  # between two records of the check
 _STATEMENT_MS = 10_000

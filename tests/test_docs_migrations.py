@@ -15,10 +15,10 @@ from pages import Terminal, blocks_of, section_of
 from typer.main import get_command
 
 from shardmig import binaries, config, gates
-from shardmig.checks import _SAMPLE_ROWS
 from shardmig.cli import app
 from shardmig.operations import move_rows
 from shardmig.outcomes import Outcome
+from shardmig.sampling import _SAMPLE_ROWS
 from shardmig.variables import VARIABLES
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from moving import FLAG, REVISION, VERSIONS, blocked, customers, moving, same_ta
 from servers import FaultProxy
 
 from shardmig import derivation, switching
-from shardmig.checks import Samples
+from shardmig.checks import Samples, disagreeing
 from shardmig.config import Pace, SessionSettings, Shard
 from shardmig.errors import CheckFailed, Fenced
 from shardmig.events import BatchDone
 from shardmig.keyset import bound
-from shardmig.moves import MoveRun, disagreeing
+from shardmig.moves import MoveRun
 from shardmig.session import open_session
 from shardmig.states import State
 from shardmig.turn import Turn

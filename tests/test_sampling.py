@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moving import REVISION, blocked, customers, moving, same_table
 
-from shardmig.checks import refuse_lossy
+from shardmig.sampling import refuse_lossy
 
 if TYPE_CHECKING:
     from conftest import Connect

@@ -26,7 +26,9 @@ def apply(
     wave: options.Wave = None,
     tag: options.Tag = None,
     jobs: options.Jobs = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Show what would be done; change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Show what would be done, and how long moves take; change nothing.")
+    ] = False,
     until: Annotated[
         Literal["structure", "dual", "moved", "live"], typer.Option(help="How far each migration goes.")
     ] = "live",
@@ -72,7 +74,7 @@ def apply(
         behind = {one.shard for one in found if one.outcome is not Outcome.DONE}
         fleet.targets = [target for target in chosen if target.name in behind]
     if dry_run:
-        found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)
+        found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision, forecast=True), quiet=True)
         results.show_left(found, here.plans, output)
     else:
         progress.confirm(fleet.waves(), yes=yes)

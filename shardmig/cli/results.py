@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -77,9 +78,11 @@ def show_status(
 
 
 def show_left(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], output: str) -> NoReturn:
-    """Write what apply would do on every shard; exit 1 if a shard could not be asked."""
+    """Write what apply would do on every shard; exit 1 if a shard could not be asked, or would refuse it."""
     if output == "json":
-        show_json({"version": 1, "dry_run": True, "shards": [_status_body(one) for one in found]})
+        show_json(
+            {"version": 1, "dry_run": True, "shards": [{**_status_body(one), **_forecast_body(one)} for one in found]}
+        )
     else:
         for one in found:
             if not one.left:
@@ -90,9 +93,22 @@ def show_left(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], outpu
                 tell(f"  {item.plan.revision}" + (f" ({item.plan.message})" if item.plan.message else ""))
                 for line in _steps(item.accepted, item.statements, item.target):
                     tell(f"    {line}")
+                for forecast in one.forecasts:
+                    if forecast.revision == item.plan.revision:
+                        tell(f"    {forecast}")
+            if one.refused:
+                tell(f"  would be refused: {one.refused}")
         tell(f"nothing was changed; head is {plans[-1].plan.revision if plans else 'none'}")
     unknown = any(one.records is None and one.outcome not in {Outcome.DONE, Outcome.PENDING} for one in found)
-    raise typer.Exit(1 if unknown else 0)
+    raise typer.Exit(1 if unknown or any(one.refused for one in found) else 0)
+
+
+def _forecast_body(one: ShardStatus) -> dict[str, Any]:
+    moves = [
+        {"revision": each.revision, "step": each.number, "table": each.table, **asdict(each.estimate)}
+        for each in one.forecasts
+    ]
+    return {"forecasts": moves, "refused": one.refused or None}
 
 
 def _steps(accepted: AcceptedPlan, statements: Sequence[int], target: State | None) -> Iterator[str]:
