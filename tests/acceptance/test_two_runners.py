@@ -7,6 +7,11 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import psycopg
+import pytest
+
+from shardmig.states import State
+
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
@@ -95,3 +100,49 @@ def test_ctrl_c_ends_at_a_safe_place_and_apply_goes_on_from_there(project: Proje
     assert [(1200,)] == project.query(
         "eu1", "SELECT rows FROM shardmig.step WHERE revision = '0002_split_name' AND kind = 'move'"
     )
+
+
+FLAG = "SELECT state, drained, new_valid, old_valid FROM shardmig.flag WHERE flag = 'split_name'"
+SWITCHES = "SELECT before, after FROM shardmig.log WHERE action = 'switch' AND flag = 'split_name' ORDER BY id"
+
+
+@pytest.mark.parametrize(
+    ("verb", "stays", "goes"),
+    [
+        (["apply", "0002_split_name"], (State.DUAL, False, False, True), (State.LIVE, False, True, True)),
+        (["switch", "split_name", "DONE"], (State.LIVE, False, True, True), (State.DONE, False, True, False)),
+    ],
+    ids=["before the move", "before DONE"],
+)
+def test_ctrl_c_during_a_drain_leaves_a_lawful_state(
+    project: Project, verb: list[str], stays: tuple[object, ...], goes: tuple[object, ...]
+) -> None:
+    """A transaction that stays open keeps the drain waiting: nothing was moved, nothing is vouched for, all goes on."""
+    project.seed()
+    if verb[0] == "switch":
+        project.run("apply", "0002_split_name", "--shard", "eu1")
+    with psycopg.connect(project.shards["eu1"].url.get_secret_value(), autocommit=True) as reader:
+        reader.execute("BEGIN; SELECT 1")
+        runner = project.start(*verb, "--shard", "eu1")
+        until(lambda: _drains(project), runner)
+        runner.send_signal(signal.SIGINT)
+        out, err = runner.communicate(timeout=30)
+
+        assert 130 == runner.returncode, (out, err)
+        assert [stays] == project.query("eu1", FLAG)
+        assert (verb[0] == "apply") == (project.query("eu1", MOVED) == [(0,)])
+
+    project.run(*verb, "--shard", "eu1")
+    assert [goes] == project.query("eu1", FLAG)
+    edges = [("OLD", "DUAL"), ("DUAL", "LIVE"), ("LIVE", "DONE")]
+    assert edges[: 2 if verb[0] == "apply" else 3] == project.query("eu1", SWITCHES)
+
+
+def _drains(project: Project) -> bool:
+    """Whether a session of shardmig looks for who is open."""
+    looks = project.query(
+        "eu1",
+        "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database() "
+        "AND query LIKE '%l.locktype = ''virtualxid''%'",
+    )
+    return bool(looks)
