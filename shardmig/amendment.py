@@ -13,12 +13,11 @@ from shardmig.errors import PlanChanged
 from shardmig.ledger import os_user, translated
 from shardmig.plan import step_sha256
 from shardmig.session import Query
+from shardmig.todo import unamendable
 from shardmig.turn import in_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from shardmig.plan import AcceptedPlan, Plan
+    from shardmig.plan import AcceptedPlan
     from shardmig.records import Records
     from shardmig.session import Session
 
@@ -30,19 +29,17 @@ def amendable(accepted: AcceptedPlan, records: Records) -> bool:
     Say whether a shard's plan is to be replaced by the committed one.
 
     Returns:
-        False when the shard has the committed plan already, or finished the one that it amends.
+        False when the shard has the committed plan already, finished the one that it amends, or has yet to begin.
 
     Raises:
         PlanChanged: it may not be replaced; every reason is listed.
     """
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
-    if row is None:
-        raise PlanChanged(f"{records.shard}: {plan.revision} is not begun there; `shardmig apply` takes the new plan")
-    if row.sha256 == accepted.sha256 or (row.sha256 in plan.amends and row.finished_at is not None):
+    if row is None or row.sha256 == accepted.sha256 or (row.sha256 in plan.amends and row.finished_at is not None):
         return False
     begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
-    problems = list(_problems(begun, plan, records))
+    problems = unamendable(begun, plan, records)
     if row.sha256 not in plan.amends:
         problems.append(f'the script does not say amends = ("{row.sha256}",), which is how reviewers know')
     if problems:
@@ -51,15 +48,6 @@ def amendable(accepted: AcceptedPlan, records: Records) -> bool:
             f"{records.shard}: {plan.revision} cannot be amended there: {'; '.join(problems)}:\n{difference}"
         )
     return True
-
-
-def _problems(begun: Plan, plan: Plan, records: Records) -> Iterator[str]:
-    if (begun.flag, begun.has_move) != (plan.flag, plan.has_move):
-        yield "a flag keeps its name, and whether it walks through DUAL"
-    for number, step in enumerate(begun.steps, 1):
-        done = records.steps[plan.revision, number].done
-        if done and (number > len(plan.steps) or step_sha256(step) != step_sha256(plan.steps[number - 1])):
-            yield f"step {number} is finished there and must stay as it is, at its place"
 
 
 async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, reason: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from shardmig import amendment, ledger, renaming
 from shardmig.errors import (
     ConfigError,
+    PlanChanged,
     PreflightFailed,
     ShardError,
     ShardmigError,
@@ -66,7 +67,7 @@ class ShardStatus:
 
     Attributes:
         shard: its name.
-        outcome: DONE, PENDING, MAINTENANCE, or why it could not be asked.
+        outcome: DONE, PENDING, MAINTENANCE, PLAN_CHANGED, or why it could not be asked.
         reason: what is left or wrong; empty when done.
         records: what its ledger says; None without a ledger or a connection.
         left: what `apply` would do, in order.
@@ -173,7 +174,7 @@ class Fleet:
         new = {shard.name for shard in self.targets}
         others = [shard for shard in self.config.shards.values() if shard.name not in new]
         found = await replace(self, targets=others).status()
-        if silent := [one for one in found if one.records is None]:
+        if silent := [one for one in found if one.records is None or one.outcome is Outcome.PLAN_CHANGED]:
             reasons = "; ".join(f"{one.shard}: {one.reason or one.outcome.value}" for one in silent)
             raise ConfigError(f"the flags' lowest states are not known, so nothing was begun: {reasons}")
         states = lowest_states(self.plans, [one.records for one in found if one.records is not None])
@@ -262,7 +263,10 @@ class Fleet:
         shard = session.shard.name
         records = await read_records(session, known={accepted.sha256 for accepted in self.plans})
         lines = tuple(await read_log(session)) if log and records else ()
-        todo, held = pending(plans, records or Records(shard), until=until, history=self.plans)
+        try:
+            todo, held = pending(plans, records or Records(shard), until=until, history=self.plans)
+        except PlanChanged as changed:
+            return ShardStatus(shard, Outcome.PLAN_CHANGED, str(changed), records, (), lines)
         reasons = [f"{one.flag} is held at {one.state.name}" for one in held]
         if todo:
             revisions = [item.plan.revision for item in todo]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shardmig import planfile
 from shardmig.errors import PlanChanged
-from shardmig.plan import Statement, Switch
+from shardmig.plan import Statement, Switch, step_sha256
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import MigrationRow, Records
 
-__all__ = ["Held", "Todo", "Until", "pending"]
+__all__ = ["Held", "Todo", "Until", "pending", "unamendable"]
 
 
 class Until(Enum):
@@ -109,7 +109,7 @@ def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo 
     if row is not None and row.sha256 != accepted.sha256:
         if row.sha256 in plan.amends and row.finished_at is not None:
             return None, _held(planfile.loads(row.plan), records)
-        raise _changed(plan, row, records.shard)
+        raise _changed(plan, row, records)
     flag = records.flags.get(plan.flag)
     if flag is not None and flag.revision != plan.revision:
         raise PlanChanged(
@@ -139,18 +139,46 @@ def _held(begun: Plan, records: Records) -> Held | None:
     return Held(begun.flag, state) if state < State.LIVE else None
 
 
-def _changed(plan: Plan, row: MigrationRow, shard: str) -> PlanChanged:
+def unamendable(begun: Plan, plan: Plan, records: Records) -> list[str]:
+    """Say why a plan that was begun on a shard may not give way to another one; what is finished there stays."""
+    reasons = []
+    if (begun.flag, begun.has_move) != (plan.flag, plan.has_move):
+        reasons.append("a flag keeps its name, and whether it walks through DUAL")
+    for number, step in enumerate(begun.steps, 1):
+        done = records.steps[plan.revision, number].done
+        if done and (number > len(plan.steps) or step_sha256(step) != step_sha256(plan.steps[number - 1])):
+            reasons.append(f"step {number} is finished there and must stay as it is, at its place")
+    return reasons
+
+
+def _changed(plan: Plan, row: MigrationRow, records: Records) -> PlanChanged:
+    """Say that a plan is not the one that was begun, what differs, and every step of the way on."""
     begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
-    if row.sha256 in plan.amends:
-        cure = f"the committed plan amends it: `shardmig amend {plan.revision} --shard {shard} --reason TEXT`"
-    else:
-        cure = (
-            "restore the committed script and plan, and write a new revision for what shall change. Where its data "
-            f'breaks a step that is not finished there, say amends = ("{row.sha256}",) in the script, then '
-            "`shardmig plan` and `shardmig amend`"
-        )
     difference = planfile.difference(begun, plan, names=("begun", "committed"))
-    return PlanChanged(f"{shard}: {plan.revision} is not the plan that was begun there; {cure}:\n{difference}")
+    reasons = unamendable(begun, plan, records)
+    if reasons:
+        cure = f": {'; '.join(reasons)}. Restore script and plan file, and write a new revision for what shall change"
+        recipe = []
+    else:
+        cure = "; restore script and plan file, or amend what is not finished"
+        recipe = _amending(plan, row, records.shard)
+    told = f"{records.shard}: {plan.revision} is not the plan that was begun there{cure}"
+    return PlanChanged("\n".join([told, *recipe, difference]))
+
+
+def _amending(plan: Plan, row: MigrationRow, shard: str) -> list[str]:
+    """Return what to type until the committed plan is in the place of the one that was begun."""
+    hashes = "".join(f'"{sha256}", ' for sha256 in (*plan.amends, row.sha256)).rstrip()
+    to_write = [
+        f"write into the script, below its revision:  amends = ({hashes})",
+        f"shardmig plan {plan.revision}   # then have script and plan file reviewed, and commit them",
+    ]
+    to_do = [
+        f'shardmig amend {plan.revision} --shard {shard} --reason "…"   # or --all: wherever it is not finished',
+        f"shardmig apply --shard {shard}",
+    ]
+    steps = to_do if row.sha256 in plan.amends else to_write + to_do
+    return ["To amend it:", *(f"  {number}. {step}" for number, step in enumerate(steps, 1))]
 
 
 def _target(plan: Plan, until: Until) -> State:

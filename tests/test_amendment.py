@@ -118,12 +118,49 @@ async def test_a_flag_cannot_change_its_name_or_its_way(broken: list[Shard]) -> 
     assert "a flag keeps its name" in report.reason
 
 
-async def test_a_revision_that_is_not_begun_is_not_amended(broken: list[Shard]) -> None:
+async def test_where_a_revision_is_not_begun_there_is_nothing_to_amend(
+    broken: list[Shard], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
     later = UPPER.model_copy(update={"revision": "0003_upper", "parent": "0002_ratio"})
 
-    [report] = await fleet_of(broken[1:], SHOP, NAIVE, later).amend("0003_upper", reason="r")
+    assert (await fleet_of(broken[1:], SHOP, NAIVE, later).amend("0003_upper", reason="r")).done
+    assert [] == connect(broken[1]).execute("SELECT * FROM shardmig.amendment").fetchall()
 
-    assert "not begun there" in report.reason
+
+async def test_what_a_changed_plan_says_is_the_whole_way_on(broken: list[Shard]) -> None:
+    silent = fleet_of(broken[1:], SHOP, CAREFUL.model_copy(update={"amends": ("0" * 64,)}))
+    [report] = await silent.apply()
+    lines = report.reason.splitlines()
+
+    assert lines[0].endswith(
+        "not the plan that was begun there; restore script and plan file, or amend what is not finished"
+    )
+    assert [
+        f'  1. write into the script, below its revision:  amends = ("{"0" * 64}", "{NAIVE.sha256}",)',
+        "  2. shardmig plan 0002_ratio   # then have script and plan file reviewed, and commit them",
+        '  3. shardmig amend 0002_ratio --shard eu2 --reason "…"   # or --all: wherever it is not finished',
+        "  4. shardmig apply --shard eu2",
+    ] == lines[2:6]
+
+    [ready] = await fleet_of(broken[1:], SHOP, CAREFUL).apply()
+    assert ready.reason.splitlines()[2].startswith("  1. shardmig amend 0002_ratio --shard eu2 ")
+
+
+async def test_where_what_changed_is_finished_the_way_on_is_a_new_revision(broken: list[Shard]) -> None:
+    other_column = ratio("1", Statement(sql="ALTER TABLE customer ADD COLUMN ratio bigint"))
+
+    [report] = await fleet_of(broken[1:], SHOP, other_column).apply()
+
+    assert "step 1 is finished there and must stay" in report.reason.splitlines()[0]
+    assert "write a new revision" in report.reason.splitlines()[0]
+    assert "amends" not in report.reason
+
+
+async def test_status_keeps_the_flags_of_a_shard_whose_plan_changed(broken: list[Shard]) -> None:
+    [found] = await fleet_of(broken[1:], SHOP, CAREFUL).status()
+
+    assert Outcome.PLAN_CHANGED is found.outcome
+    assert found.records is not None and "ratio" in found.records.flags  # noqa: PT018 - one thing
 
 
 def test_what_a_plan_amends_stands_in_its_file_and_not_in_its_hash() -> None:

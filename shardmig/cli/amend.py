@@ -20,6 +20,9 @@ def amend(
     revision: Annotated[str, typer.Argument(help="The revision whose committed plan says what it amends.")],
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the shard's ledger.")],
     shard: options.Shards = None,
+    everything: options.All = False,
+    wave: options.Wave = None,
+    tag: options.Tag = None,
     output: options.Output = "text",
     config: options.Config_ = None,
 ) -> None:
@@ -32,6 +35,7 @@ def amend(
 
     here = project.load(config)
     revision = here.revision(revision)
-    fleet = here.fleet(options.targets(here.config, shard, everything=False), reason=reason)
+    chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag)
+    fleet = here.fleet(chosen, reason=reason)
     report = progress.run(fleet, lambda: fleet.amend(revision, reason=reason))
     results.show_report(report, output)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from shardmig.fleet import ShardStatus
 
-__all__ = ["FlagTable", "Row", "applied", "lines", "others", "show"]
+__all__ = ["FlagTable", "Row", "applied", "brief", "lines", "others", "show", "told"]
 
 _FLAGS = 4  # more than these are not spelled out on every line
 _SHARDS = 20  # more than these do not get a line each
@@ -65,7 +65,10 @@ def show(
         if one.records is not None
     }
     table = FlagTable(states, flags, only=only, wide=wide)
-    rows = [Row(one.shard, one.outcome, applied(one), _joined(table.of(one.shard), one.reason)) for one in found]
+    rows = [
+        Row(one.shard, one.outcome, applied(one), _joined(table.of(one.shard), brief(one.shard, one.reason)))
+        for one in found
+    ]
     lines(rows if wide or len(found) <= _SHARDS else _shared(rows))
     for line in table.told_once():
         tell(line)
@@ -159,6 +162,28 @@ def _cut(names: Sequence[str], sep: str = ", ") -> str:
     if len(names) <= _NAMED + 1:
         return sep.join(names)
     return f"{sep.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+
+
+def brief(shard: str, reason: str) -> str:
+    """Return the first line of a reason, without the shard's name, which stands beside it."""
+    return _own(shard, reason).partition("\n")[0]
+
+
+def told(reasons: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Say the reason of each shard, without its name; a long one only where it comes first, later ones refer to it."""
+    first: dict[str, str] = {}
+    said = {}
+    for shard, reason in reasons:
+        own = _own(shard, reason)
+        line, _, more = own.partition("\n")
+        before = first.setdefault(own.replace(f"--shard {shard}", "--shard NAME"), shard)
+        said[shard] = f"{line} (more at {before})" if more and before != shard else own
+    return said
+
+
+def _own(shard: str, reason: str) -> str:
+    """Take the shard's name from the beginning of an error's text."""
+    return reason.removeprefix(f"{shard}: ").removeprefix(f"{shard}, ")
 
 
 def _joined(*parts: str) -> str:

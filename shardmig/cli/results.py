@@ -48,9 +48,10 @@ def show_report(report: Report, output: str) -> NoReturn:
         )
     else:
         table = overview.FlagTable({one.shard: dict(one.flags) for one in report if one.flags})
+        said = overview.told((one.shard, one.reason) for one in report)
         overview.lines(
             [
-                overview.Row(one.shard, one.outcome, f"{one.seconds:6.1f} s", one.reason or table.of(one.shard))
+                overview.Row(one.shard, one.outcome, f"{one.seconds:6.1f} s", said[one.shard] or table.of(one.shard))
                 for one in report
             ]
         )
@@ -84,9 +85,10 @@ def show_left(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], outpu
             {"version": 1, "dry_run": True, "shards": [{**_status_body(one), **_forecast_body(one)} for one in found]}
         )
     else:
+        said = overview.told((one.shard, one.reason) for one in found)
         for one in found:
             if not one.left:
-                tell(f"{one.shard}: {'nothing to do' if one.outcome is Outcome.DONE else one.reason}")
+                tell(f"{one.shard}: {'nothing to do' if one.outcome is Outcome.DONE else said[one.shard]}")
                 continue
             tell(f"{one.shard}:")
             for item in one.left:
@@ -99,8 +101,8 @@ def show_left(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], outpu
             if one.refused:
                 tell(f"  would be refused: {one.refused}")
         tell(f"nothing was changed; head is {plans[-1].plan.revision if plans else 'none'}")
-    unknown = any(one.records is None and one.outcome not in {Outcome.DONE, Outcome.PENDING} for one in found)
-    raise typer.Exit(1 if unknown or any(one.refused for one in found) else 0)
+    sure = {Outcome.DONE, Outcome.PENDING, Outcome.MAINTENANCE}
+    raise typer.Exit(0 if all(one.outcome in sure and not one.refused for one in found) else 1)
 
 
 def _forecast_body(one: ShardStatus) -> dict[str, Any]:
@@ -136,13 +138,13 @@ def show_gate(found: Sequence[ShardStatus], what: str, level: str | None, output
         wanted = what if level is None else f"{what} {level}"
         for one, passed, why in verdicts:
             if not passed:
-                tell(f"{one.shard}  {why}")
+                tell(f"{one.shard}  {overview.brief(one.shard, why)}")
         tell(f"{wanted}: {sum(passed for _, passed, _ in verdicts)} of {len(verdicts)} shards are there")
     raise typer.Exit(0 if all(passed for _, passed, _ in verdicts) else 1)
 
 
 def _passes(one: ShardStatus, what: str, level: str | None) -> tuple[bool, str]:
-    if one.records is None:
+    if one.records is None or one.outcome is Outcome.PLAN_CHANGED:
         return False, one.reason or "no ledger; `shardmig apply` installs it"
     if level is None:
         return True, ""
@@ -207,7 +209,7 @@ def show_history(found: Sequence[ShardStatus], output: str) -> None:
         show_json({"version": 1, "shards": [{"shard": one.shard, "log": _log_body(one)} for one in found]})
         return
     for one in found:
-        tell(f"{one.shard}: {one.reason}" if one.records is None else f"{one.shard}:")
+        tell(f"{one.shard}: {overview.brief(one.shard, one.reason)}" if one.records is None else f"{one.shard}:")
         for line in _log_body(one):
             change = f"{line['before'] or ''} → {line['after'] or ''}" if line["after"] else ""
             what = _joined(str(line["flag"] or line["revision"] or ""), change, sep=" ")
