@@ -29,11 +29,12 @@ from shardmig.errors import (
 )
 from shardmig.events import Waiting
 from shardmig.session import is_connection_lost, is_transient, pointer
+from shardmig.witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from shardmig.events import Listener
+    from shardmig.events import Blocker, Listener
     from shardmig.turn import Turn
 
 __all__ = ["Interrupted", "Patience", "refusal"]
@@ -43,6 +44,7 @@ T = TypeVar("T")
 _LOST_S = 60.0  # how long a lost server may stay away
 _PAUSE_S = (0.02, 0.5)  # first and longest pause between two tries
 _TELL_S = 1.0  # between two events with the same reason
+_WATCH_S = 0.5  # after which somebody else looks who holds the rows
 
 
 class Interrupted(Exception):  # noqa: N818, RUF100 - a fact, not an error
@@ -83,21 +85,32 @@ class Patience:
             StepFailed: the server refuses the SQL, or the smallest piece of work is still too slow.
             ShardUnreachable: the server stayed away.
         """
-        deadline = time.monotonic() + self.turn.session.settings.lock_wait_s
+        witness = Witness()
+        try:
+            return await self._do(work, witness)
+        finally:
+            await witness.close()
+
+    async def _do(self, work: Callable[[], Awaitable[T]], witness: Witness) -> T:
+        began, limit_s = time.monotonic(), self.turn.session.settings.lock_wait_s
         again = False
         for attempt in itertools.count():
+            watched = time.monotonic() - began > min(_WATCH_S, limit_s / 2)
             try:
                 if again:
                     await self.claim()
-                return await work()
+                return await (witness.watch(self.turn.session, work) if watched else work())
             except (InDoubt, pg.Error) as error:
                 if isinstance(error, InDoubt) or is_connection_lost(error):
                     await self._come_back()
                 else:
                     failed = self.turn.session.failed
                     await self.turn.session.roll_back()
-                    if time.monotonic() > deadline or not self._passes(error):
-                        raise self._failure(error, failed.sql if failed else "") from error
+                    late = time.monotonic() - began > limit_s
+                    # Before giving up on a lock, one try is watched: who holds it has to be named.
+                    given_up = late and (watched or not isinstance(error, pg.LockNotAvailable))
+                    if given_up or not self._passes(error, witness.blockers):
+                        raise self._failure(error, failed.sql if failed else "", witness.blockers) from error
                     first_s, longest_s = _PAUSE_S
                     await self.rest(random.uniform(0.5, 1.0) * min(first_s * 2**attempt, longest_s))  # noqa: S311 - jitter
             except ShardError:
@@ -118,18 +131,18 @@ class Patience:
         if self.stop.is_set():
             raise Interrupted
 
-    def say(self, reason: str) -> None:
-        """Tell why nothing moves at the moment; the same again at most once a second."""
+    def say(self, reason: str, blockers: tuple[Blocker, ...] = ()) -> None:
+        """Tell why nothing moves at the moment, and who is in the way; the same again at most once a second."""
         now_s = time.monotonic()
         if self.listener and (self._said[0] != reason or now_s - self._said[1] > _TELL_S):
             self._said = (reason, now_s)
-            self.listener(Waiting(self.turn.shard, reason))
+            self.listener(Waiting(self.turn.shard, reason, blockers))
 
-    def _passes(self, error: pg.Error) -> bool:
+    def _passes(self, error: pg.Error, blockers: tuple[Blocker, ...]) -> bool:
         """Whether waiting helps; locks and timeouts also make the next piece smaller."""
         if isinstance(error, pg.LockNotAvailable):
             self.split()
-            self.say(f"rows of {self.table} are locked")
+            self.say(f"rows of {self.table} are locked", blockers)
             return True
         if isinstance(error, pg.QueryCanceled):
             self.say(f"a batch of {self.table} took too long")
@@ -148,22 +161,25 @@ class Patience:
                 await self.turn.renew()
             except (ShardUnreachable, ShardBusy, NotPrimary, InDoubt, pg.OperationalError) as error:
                 if time.monotonic() > deadline:
-                    raise self._failure(error, "") from error
+                    raise self._failure(error, "", ()) from error
                 await self.rest(0.2)
             else:
                 return
 
-    def _failure(self, error: Exception, sql: str) -> ShardError:
-        return refusal(error, sql, self.table, self.turn.shard, self.where)
+    def _failure(self, error: Exception, sql: str, blockers: tuple[Blocker, ...]) -> ShardError:
+        return refusal(error, sql, self.table, self.turn.shard, self.where, blockers=blockers)
 
 
-def refusal(error: Exception, sql: str, table: str, shard: str, where: str) -> ShardError:
+def refusal(
+    error: Exception, sql: str, table: str, shard: str, where: str, *, blockers: tuple[Blocker, ...] = ()
+) -> ShardError:
     """Say for good what the server said: who is named, and a caret stands under the SQL that it refused."""
     if isinstance(error, ShardError):
         return error
     if isinstance(error, pg.LockNotAvailable):
+        who = f" by {'; '.join(map(str, blockers))}" if blockers else ""
         return LockNotObtained(
-            f"rows of {table} stayed locked; nothing is lost, apply again later", shard=shard, step=where
+            f"rows of {table} stayed locked{who}; nothing is lost, apply again later", shard=shard, step=where
         )
     if isinstance(error, pg.Error):
         message = f"{error.diag.message_primary or error}\n{pointer(error, sql)}".rstrip()

@@ -55,6 +55,7 @@ class Session:
         shard: the shard.
         settings: how the session behaves.
         purpose: "run" holds the runner lock, "read" does not.
+        pg_versions: oldest and newest server major that it works with.
         login: the role that connected; `observe` runs as it.
         deadlock_timeout_ms: the server's setting.
         took_over: whose backend was terminated to get the runner lock; None as a rule.
@@ -71,7 +72,7 @@ class Session:
         self.deadlock_timeout_ms = 0.0
         self.took_over: Holder | None = None
         self.failed: Query | None = None
-        self._pg_versions = pg_versions
+        self.pg_versions = pg_versions
         self._answered: tuple[Sequence[Query], list[Result]] = ((), [])
         self._open: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
 
@@ -256,7 +257,7 @@ class Session:
         info = self.connection.info
         answers, (schema, locked), answered = await self._shake_hands(ask)
         encoding = info.parameter_status("server_encoding")
-        judge(answers, self.shard, self._pg_versions, server_version=info.server_version, server_encoding=encoding)
+        judge(answers, self.shard, self.pg_versions, server_version=info.server_version, server_encoding=encoding)
         self.login, self.deadlock_timeout_ms = answers.login, answers.deadlock_timeout_ms
         if schema != self.shard.schema_name:
             raise await self._schema_problem()

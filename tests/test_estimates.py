@@ -1,4 +1,4 @@
-"""`apply -n` says what moves would take and leaves no trace: no row, no lock, nothing that a follower of the WAL sees."""
+"""`apply -n` says what moves would take and leaves no trace: no row, no lock, nothing a follower of the WAL sees."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from shardmig.states import State
 
 if TYPE_CHECKING:
     from conftest import Connect
+    from moving import Moving
 
     from shardmig.events import Event
 
@@ -328,9 +329,52 @@ async def test_a_batch_waits_for_a_locked_row_in_ever_smaller_pieces(shard: Shar
 async def test_a_row_that_stays_locked_parks_the_move(shard: Shard, connect: Connect) -> None:
     settings = SessionSettings(lock_wait_s=0.3)
     async with moving(shard, same_table(), T, customers(50), settings=settings) as here:
-        connect(shard).execute("BEGIN; SELECT FROM t WHERE id = 25 FOR UPDATE")
-        with pytest.raises(LockNotObtained, match="rows of t stayed locked"):
+        app = connect(shard, user="shop_app", application_name="shop 7")
+        here_is = f"pid {app.info.backend_pid}, role shop_app, application shop 7, open for .* s, query: "
+        with psycopg.connect(shard.url.get_secret_value()) as psql:
+            psql.execute("GRANT ALL ON t TO shop_app")
+        app.execute("BEGIN; SELECT FROM t WHERE id = 25 FOR UPDATE")
+        heard, listen = notes()
+        with pytest.raises(LockNotObtained, match=f"rows of t stayed locked by {here_is}BEGIN; SELECT FROM t WHERE"):
+            await here.run(listener=listen).run()
+
+        named = {blocker.pid for event in heard if isinstance(event, Waiting) for blocker in event.blockers}
+        assert {app.info.backend_pid} >= named
+        assert await others(here) == 0
+
+
+async def others(here: Moving) -> int:
+    """Count sessions of shardmig on the shard beside the mover's own: a witness leaves with the wait."""
+    async with asyncio.timeout(5):
+        while found := await here.rows(
+            "SELECT FROM pg_stat_activity WHERE application_name LIKE 'shardmig%' AND pid <> pg_backend_pid() "
+            "AND datname = current_database()"
+        ):
+            await asyncio.sleep(0.01)
+    return len(found)
+
+
+async def test_a_prepared_transaction_that_holds_a_row_is_named() -> None:
+    settings = SessionSettings(lock_wait_s=0.3)
+    with local.Server.start("primary", settings={"max_prepared_transactions": "5"}) as server:
+        shard = Shard.model_validate({"name": "eu1", "url": server.create_database("shop")})
+        async with moving(shard, same_table(), T, customers(50), settings=settings) as here:
+            with psycopg.connect(server.url("shop"), autocommit=True) as psql:
+                psql.execute("BEGIN; UPDATE t SET a = 'x' WHERE id = 25; PREPARE TRANSACTION 'forgotten'")
+            with pytest.raises(LockNotObtained, match=r"a prepared transaction.*PREPARE TRANSACTION 'forgotten'"):
+                await here.run().run()
+
+
+async def test_a_locked_row_without_a_connection_left_for_the_witness_parks_all_the_same(
+    shard: Shard, servers: list[local.Server], connect: Connect
+) -> None:
+    async with moving(shard, same_table(), T, customers(50), settings=SessionSettings(lock_wait_s=0.3)) as here:
+        app, psql = connect(shard), connect(servers[0])
+        app.execute("BEGIN; SELECT FROM t WHERE id = 25 FOR UPDATE")
+        psql.execute(f"ALTER DATABASE {app.info.dbname} ALLOW_CONNECTIONS false")
+        with pytest.raises(LockNotObtained, match="rows of t stayed locked; nothing is lost"):
             await here.run().run()
+        psql.execute(f"ALTER DATABASE {app.info.dbname} ALLOW_CONNECTIONS true")
 
 
 async def test_the_application_is_never_the_victim_of_a_deadlock(shard: Shard, connect: Connect) -> None:
