@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from shardmig.errors import ConfigError
 from shardmig.window import Window
 
-__all__ = ["Config", "Lint", "Pace", "Rollout", "SessionSettings", "Shard", "load"]
+__all__ = ["Config", "Lint", "Maintenance", "Pace", "Rollout", "SessionSettings", "Shard", "load"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -197,6 +197,22 @@ class Pace(_Section):
     max_rest_s: float = Field(600.0, gt=0)
 
 
+class Maintenance(_Section):
+    """
+    When a runner closes a shard by itself.
+
+    Attributes:
+        rows_max: rows, by statistics, in the tables that a plan touches; a shard with more is never closed by a runner.
+        heavy_rows: a plan that moves more rows than this, by statistics, closes the shard for writers, as long as that
+            is within `rows_max`; None moves every number of rows while the shard serves.
+        drain_timeout_s: seconds to wait for those inside, while nobody else gets in; then the shard serves again.
+    """
+
+    rows_max: int = Field(10_000, ge=0)
+    heavy_rows: int | None = Field(None, ge=0)
+    drain_timeout_s: float = Field(5.0, gt=0)
+
+
 class Rollout(_Section):
     """
     How a fleet is walked.
@@ -247,6 +263,7 @@ class Config(_Section):
     session: SessionSettings = SessionSettings()
     lint: Lint = Lint()
     pace: Pace = Pace()
+    maintenance: Maintenance = Maintenance()
     rollout: Rollout = Rollout()
 
     @property

@@ -148,6 +148,14 @@ class Draining(_OnShard):
 
 
 @dataclass(frozen=True, slots=True)
+class MaintenanceSet(_OnShard):
+    """A runner closed the shard by itself ("read-only", "offline"), or opened it again ("off")."""
+
+    mode: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TookOver(_OnShard):
     """Another runner was ended on request; `who` describes its session."""
 
@@ -178,6 +186,16 @@ class OutcomeReached(_OnShard):
 
 
 Event = (
-    StepStarted | StepDone | BatchDone | Waiting | FlagSwitched | Draining | TookOver | Warned | Parked | OutcomeReached
+    StepStarted
+    | StepDone
+    | BatchDone
+    | Waiting
+    | FlagSwitched
+    | Draining
+    | MaintenanceSet
+    | TookOver
+    | Warned
+    | Parked
+    | OutcomeReached
 )
 Listener = Callable[[Event], None]

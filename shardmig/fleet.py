@@ -57,6 +57,7 @@ __all__ = ["Fleet", "ShardStatus"]
 T = TypeVar("T")
 
 _REVISIONS_NAMED = 4  # of what is left; more are told by the first and the last
+_READ_ONLY = 1  # records.maintenance
 _GO_ON = "stopped at a safe place; the same command goes on from there"
 
 
@@ -391,9 +392,13 @@ class _Apply(_Each):
 
     async def _apply(self, run: Run) -> ShardReport | None:
         records = await run.records()
+        async with run.opening(records) as closed:
+            return await self._apply_to(run, records, by_people=records.maintenance > 0 and not closed)
+
+    async def _apply_to(self, run: Run, records: Records, *, by_people: bool) -> ShardReport | None:
         todo, held = pending(self._plans, records, until=self._until, history=self.fleet.plans)
-        if records.maintenance and all(item.plan.online for item in todo):
-            return _in_maintenance(records) if todo else held_back(records, held) if held else None
+        if by_people and (records.maintenance == _READ_ONLY or all(item.plan.online for item in todo)):
+            return _in_maintenance(records, todo) if todo else held_back(records, held) if held else None
         if self._aware is not None and any(item.target is not None and item.plan.has_move for item in todo):
             await run.vouch(self._aware, todo)
         run.proves_schemas = records.shard in self._canaries
@@ -445,6 +450,11 @@ def _hurried(config: Config) -> Config:
     )
 
 
-def _in_maintenance(records: Records) -> ShardReport:
+def _in_maintenance(records: Records, todo: Sequence[Todo]) -> ShardReport:
     cure = f"`shardmig maintenance off --shard {records.shard}`, then apply again"
+    if offline := [item.plan.revision for item in todo if not item.plan.online]:
+        cure = (
+            f"{offline[0]} wants the shard offline, for what it writes may be read half-done: "
+            f"`shardmig maintenance on --shard {records.shard}`, or off where a runner may close it, then apply again"
+        )
     return ShardReport(records.shard, Outcome.MAINTENANCE, 0, f"{records.reason or 'no reason given'}; {cure}")

@@ -457,7 +457,9 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION shardmig.resume IS 'Let a paused move go on';
 
-CREATE FUNCTION shardmig.maintenance(mode text, why text, of_shard text DEFAULT NULL) RETURNS text
+-- A runner that closes a shard by itself names the revision it is for: whoever finds that in the log may lift it.
+CREATE FUNCTION shardmig.maintenance(mode text, why text, of_shard text DEFAULT NULL, for_revision text DEFAULT NULL)
+    RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     wanted int := array_position(ARRAY['off', 'read-only', 'offline'], lower(mode)) - 1;
@@ -469,8 +471,8 @@ BEGIN
     END IF;
     SELECT s.maintenance INTO before FROM shardmig.shard s WHERE s.shard = here FOR UPDATE;
     UPDATE shardmig.shard s SET maintenance = wanted, reason = CASE WHEN wanted > 0 THEN why END WHERE s.shard = here;
-    INSERT INTO shardmig.log (shard, action, before, after, reason)
-        VALUES (here, 'maintenance', (ARRAY['off', 'read-only', 'offline'])[before + 1], lower(mode), why);
+    INSERT INTO shardmig.log (shard, action, revision, before, after, reason)
+        VALUES (here, 'maintenance', for_revision, (ARRAY['off', 'read-only', 'offline'])[before + 1], lower(mode), why);
     RETURN format('%s: maintenance %s', here, lower(mode));
 END $$;
 COMMENT ON FUNCTION shardmig.maintenance IS 'Maintenance off, read-only or offline; drain afterwards before relying on it';

@@ -121,7 +121,7 @@ class Plan(_Frozen):
         relax: old columns ("table.column") whose NOT NULL is dropped on the edge LIVE → DONE.
         amends: hashes of this revision's earlier plans: a shard that finished one of them is as good as done, one that
             has not may be amended. Not part of the checksum (it changes nothing that is executed).
-        online: False when the shard must be in maintenance while this is applied.
+        online: False when the shard must be offline while this is applied.
         allowed: findings that the script allows, as "CODE reason".
         steps: what is executed.
     """

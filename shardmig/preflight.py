@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardmig.plan import AcceptedPlan
     from shardmig.session import Session
 
-__all__ = ["preflight"]
+__all__ = ["preflight", "touched"]
 
 _GRANTABLE = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN", "ALL"})
 _LZ4 = re.compile(r"\bCOMPRESSION\s+\"?lz4\b", re.IGNORECASE)
@@ -161,7 +161,7 @@ class _Findings:
 
 
 async def _ask(session: Session, plans: tuple[AcceptedPlan, ...]) -> _Findings:
-    names = sorted({name for accepted in plans for name in _touched(accepted)})
+    names = sorted({name for accepted in plans for name in touched(accepted)})
     asked = (names, [qualified(name) for name in names])
     tables, triggers, cascades, server = await session.flight(
         [
@@ -180,7 +180,8 @@ async def _ask(session: Session, plans: tuple[AcceptedPlan, ...]) -> _Findings:
     )
 
 
-def _touched(accepted: AcceptedPlan) -> Iterator[str]:
+def touched(accepted: AcceptedPlan) -> Iterator[str]:
+    """Name the existing tables that a plan locks, and those between which it moves rows."""
     for number in accepted.locks:
         yield from accepted.locked(number)
     for _, move in accepted.plan.moves:

@@ -12,11 +12,13 @@ import asyncio
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
-from shardmig import catalog, ledger, planfile, switching
+from shardmig import catalog, ledger, maintenance, planfile, switching
 from shardmig.edges import Edges
 from shardmig.errors import (
     DrainTimeout,
@@ -27,11 +29,12 @@ from shardmig.errors import (
     SwitchRefused,
 )
 from shardmig.events import Warned
+from shardmig.pgerrors import first_line
 from shardmig.plan import Switch
 from shardmig.preflight import preflight
 from shardmig.records import flags_of, flags_query, last_states, read_records
 from shardmig.session import Query, is_connection_lost
-from shardmig.states import State
+from shardmig.states import Guard, State, route
 from shardmig.steps import Steps, Stopped
 from shardmig.structure import Structure
 from shardmig.turn import Turn, begin_migration, finish_migration
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from shardmig.config import Config
     from shardmig.events import Listener
     from shardmig.hosts import Host
+    from shardmig.maintenance import Mode
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import Records
@@ -82,6 +86,7 @@ class Run:
     _steps: Steps = field(init=False)
     _edges: Edges = field(init=False)
     _vouched: bool = field(init=False, default=False)
+    _closed: bool = field(init=False, default=False)  # by a runner, this one or one that was killed
     _states: tuple[tuple[str, str], ...] = field(init=False, default=())
 
     async def records(self) -> Records:
@@ -100,7 +105,7 @@ class Run:
 
     async def apply(self, todo: Sequence[Todo], records: Records) -> bool:
         """
-        Do what `pending` left.
+        Do what `pending` left; within `opening`, if a runner may close the shard for it.
 
         Returns:
             True when all of it is done; False when `stop` ended it at a safe place.
@@ -116,14 +121,13 @@ class Run:
                 f"this shard was not adopted at {after}; `shardmig adopt --shard {records.shard}` first",
                 shard=records.shard,
             )
-        if records.maintenance == 0 and (offline := [t.plan.revision for t in todo if not t.plan.online]):
-            raise PreflightFailed(
-                f"{offline[0]} wants the shard in maintenance; `shardmig maintenance on --shard {records.shard}` first",
-                shard=records.shard,
-            )
         for warning in await preflight(self.session, *(item.accepted for item in todo)):
             if self.listener:
                 self.listener(Warned(records.shard, warning))
+        by_people = records.maintenance > 0 and not self._closed
+        modes: Sequence[Mode | None] = [None] * len(todo)
+        if not by_people:
+            modes = await maintenance.modes(self.session, todo, self.config.maintenance, listener=self.listener)
         async with self._in_turn(self._beginning(todo, records)):
             fresh = {
                 (item.plan.revision, number)
@@ -131,17 +135,23 @@ class Run:
                 if item.plan.revision not in records.migrations
                 for number in item.statements
             }
-            if not all(item.plan.online for item in todo):
+            structure = Structure(self._steps, self.config.session, fresh)
+            if by_people and not all(item.plan.online for item in todo):
                 # Whoever set maintenance by hand, or was told that its drain gave up, has not waited for who is inside.
                 await switching.drain_shard(self.session, "maintenance", stop=self.stop, listener=self.listener)
-            structure = Structure(self._steps, self.config.session, fresh)
-            async with self._proved():
-                for item in todo:
-                    await structure.execute(item)
-            for item in todo:
-                await self._walk_plan(item)
+            for mode, group in groupby(zip(todo, modes, strict=True), key=itemgetter(1)):
+                items = [item for item, _ in group]
+                async with self._closed_as(mode, items[0].plan.revision):
+                    await self._apply_group(items, structure)
             return True
         return False
+
+    async def _apply_group(self, todo: Sequence[Todo], structure: Structure) -> None:
+        async with self._proved():
+            for item in todo:
+                await structure.execute(item)
+        for item in todo:
+            await self._walk_plan(item)
 
     async def vouch(self, release: str, todo: Sequence[Todo]) -> None:
         """Log that an operator vouches for a release: every process that runs knows these flags (G0)."""
@@ -177,29 +187,90 @@ class Run:
         raise AssertionError  # pragma: no cover - nothing in here asks whether to stop
 
     async def _go_back(self, plan: Plan) -> str:
-        numbers = [n for n, step in enumerate(plan.steps, 1) if isinstance(step, Switch) and step.to is State.LIVE]
-
-        async def flip() -> None:
+        async def back() -> None:
             row = await switching.read_flag(self.session, plan.flag)
             if row.state == State.LIVE:
-                target = State.DUAL if row.has_move else State.OLD
-                records = [self._steps.turn.reopen_steps(plan.revision, numbers)]
-                await switching.flip(
-                    self._steps.turn, row, target, reason=self.reason, records=records, listener=self.listener
-                )
+                await self._take_back(plan, State.DUAL if row.has_move else State.OLD)
 
         try:
-            await self._steps.surely(flip)
+            await self._steps.surely(back)
         except SwitchRefused as refused:  # a later flag that went further reads from it: the structure stays anyway
             return f"{plan.flag} stays LIVE ({refused.args[0]})"
         state = State((await switching.read_flag(self.session, plan.flag)).state)
         return f"{plan.flag} is {state.name} again"
+
+    async def _take_back(self, plan: Plan, target: State) -> None:
+        """Take a flag back to a state that it had; the runner does it, not people, so that apply goes forward again."""
+        row = await switching.read_flag(self.session, plan.flag)
+        for edge in route(State(row.state), target, has_move=row.has_move) if row.state > target else ():
+            if edge.guard is Guard.DRAINED:
+                row = await switching.drain(self._steps.turn, row, listener=self.listener)
+            numbers = [n for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and s.to is edge.source]
+            records = [self._steps.turn.reopen_steps(plan.revision, numbers)]
+            row = await switching.flip(
+                self._steps.turn, row, edge.target, reason=self.reason, records=records, listener=self.listener
+            )
 
     async def maintain(self, mode: str) -> None:
         """Set maintenance ("off", "read-only", "offline"), then wait until nobody is inside who does not know."""
         await ledger.set_maintenance(self.session, mode, self.reason)
         if mode != "off":
             await switching.drain_shard(self.session, "maintenance", stop=self.stop, listener=self.listener)
+
+    @asynccontextmanager
+    async def opening(self, records: Records) -> AsyncIterator[bool]:
+        """
+        Open the shard at the end, however it ends, if it is a runner that closed it: this one, or one that was killed.
+
+        What is not finished goes back to where it was when the shard was closed, and the next apply goes forward again.
+        """
+        if not self._closed:
+            self._closed = records.maintenance > 0 and await maintenance.closed_for(self.session) is not None
+        try:
+            yield self._closed
+        finally:
+            if self._closed:
+                await self._open_again()
+
+    async def _open_again(self) -> None:
+        try:
+            async with self._in_turn():
+                unfinished = await self._unfinished()
+                for flag, before in (await maintenance.states_before(self.session)).items():
+                    if flag in unfinished:
+                        await self._steps.surely(partial(self._take_back, self._plan_of(flag).plan, before))
+                await self._steps.surely(self._lift)
+        except (ShardError, pg.Error) as error:
+            if self.listener:
+                shard = self.session.shard.name
+                cure = f"`shardmig apply --shard {shard}` goes on, `shardmig maintenance off --shard {shard}` opens it"
+                self.listener(Warned(shard, f"the shard is still closed ({first_line(error)}); {cure}"))
+
+    async def _unfinished(self) -> set[str]:
+        records = await read_records(self.session)
+        return {row.flag for row in records.migrations.values() if row.finished_at is None} if records else set()
+
+    async def _lift(self) -> None:
+        await maintenance.lift(self._steps.turn, listener=self.listener)
+        self._closed = False
+
+    @asynccontextmanager
+    async def _closed_as(self, mode: Mode | None, revision: str) -> AsyncIterator[None]:
+        """Close the shard for plans that want it, and open it when they are done; `opening` does if they fail."""
+        if mode is None:
+            yield
+            return
+        settings = self.config.maintenance
+        self._closed = True
+        await self._steps.surely(
+            partial(
+                maintenance.close, self._steps.turn, mode, revision, settings, stop=self.stop, listener=self.listener
+            )
+        )
+        self._edges.pace = maintenance.hurried(self.config.pace, settings)
+        yield
+        self._edges.pace = self.config.pace
+        await self._steps.surely(self._lift)
 
     async def states(self) -> tuple[tuple[str, str], ...]:
         """Name the state of each flag for a report, as last seen."""

@@ -88,26 +88,11 @@ class Scratch:
             ShardmigError: a committed plan does not run on an empty server.
         """
         fleet = Fleet(self.config, self._plans, [shard])
-        # A plan that wants maintenance finds it; one that does not, does not mind before it begins.
-        needs_maintenance = any(not accepted.plan.online for accepted in self._plans)
-        for accepted in self._plans:
-            last = upto is not None and accepted.plan.revision == upto
-            if needs_maintenance or last or (upto is None and accepted is self._plans[-1]):
-                await self._step(fleet, accepted)
-            if last:
-                return
-
-    async def _step(self, fleet: Fleet, accepted: AcceptedPlan) -> None:
-        offline = not accepted.plan.online
-        if offline:
-            (await fleet.maintain("offline")).raise_for_failures()
-        [report] = (await fleet.apply(upto=accepted.plan.revision)).shards
+        [report] = (await fleet.apply(upto=upto)).shards
         if report.error is not None:
             raise ShardmigError(
                 f"the committed plans do not run on an empty PostgreSQL {self._server.version}: {report.reason}"
             ) from report.error
-        if offline:
-            (await fleet.maintain("off")).raise_for_failures()
 
     def _texts(self) -> list[str]:
         return [step.sql for accepted in self._plans for step in accepted.plan.steps if isinstance(step, Statement)]

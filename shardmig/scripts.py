@@ -58,7 +58,7 @@ class Script:
         protocol: "dual" walks the flag through DUAL although nothing is moved.
         relax: old columns whose NOT NULL ends with LIVE → DONE, as written ("column" or "table.column").
         amends: hashes of this revision's earlier plans that this one may replace where they are not finished.
-        online: False when the shard must be in maintenance.
+        online: False when the shard must be offline.
         allowed: findings that its comments allow, as "CODE reason", in their order.
     """
 

@@ -190,7 +190,12 @@ async def drain(
 
 
 async def drain_shard(
-    session: Session, what: str, *, stop: asyncio.Event | None = None, listener: Listener | None = None
+    session: Session,
+    what: str,
+    *,
+    timeout_s: float | None = None,
+    stop: asyncio.Event | None = None,
+    listener: Listener | None = None,
 ) -> None:
     """
     Wait until every transaction of the database that is open now is over.
@@ -198,15 +203,15 @@ async def drain_shard(
     Args:
         session: on the shard; its settings say how long, and which roles are not waited for.
         what: the flag, or "maintenance", for messages.
+        timeout_s: when to give up; None is what the session's settings say.
         stop: set by Ctrl-C; stopping a drain is always safe.
         listener: told now and then who is still open.
 
     Raises:
         DrainTimeout: somebody is still open, or `stop` was set.
     """
-    watch = _Watch(
-        session, what, time.monotonic() + session.settings.drain_timeout_s, stop or asyncio.Event(), listener
-    )
+    limit_s = session.settings.drain_timeout_s if timeout_s is None else timeout_s
+    watch = _Watch(session, what, time.monotonic() + limit_s, stop or asyncio.Event(), listener)
     exempt = [list(session.settings.exempt_roles)]
     boundary = (await session.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::xid::text")).value
     await watch.wait_out(_OPEN, exempt)

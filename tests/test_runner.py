@@ -440,15 +440,6 @@ async def test_a_shard_in_maintenance_is_left_alone_and_one_that_must_be_is_aske
     assert [(os_user(),)] == who
 
 
-async def test_a_plan_that_wants_maintenance_is_refused_without_it(fleet: Callable[..., Fleet]) -> None:
-    await applied(fleet(SHOP))
-
-    [report] = await fleet(SHOP, SPLIT.model_copy(update={"online": False})).apply()
-
-    assert Outcome.FAILED is report.outcome
-    assert "shardmig maintenance on" in report.reason
-
-
 async def test_a_plan_that_wants_maintenance_waits_for_who_is_inside_whoever_set_it(
     fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
 ) -> None:

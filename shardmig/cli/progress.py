@@ -27,6 +27,7 @@ from shardmig.events import (
     BatchDone,
     Draining,
     FlagSwitched,
+    MaintenanceSet,
     OutcomeReached,
     Parked,
     StepStarted,
@@ -186,6 +187,14 @@ def _warn(event: Event) -> None:
     """Without a terminal progress is silent; a warning is not."""
     if isinstance(event, Warned):
         err.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.message))
+    if isinstance(event, MaintenanceSet):
+        err.print(_closed(event))
+
+
+def _closed(event: MaintenanceSet) -> Text:
+    if event.mode == "off":
+        return Text(f"{event.shard}  serves again")
+    return Text.assemble(f"{event.shard}  ", (event.mode, "yellow"), f": {event.reason}")
 
 
 class _Lines:
@@ -207,6 +216,9 @@ class _Lines:
             return
         if isinstance(event, Warned):
             self._progress.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.message))
+            return
+        if isinstance(event, MaintenanceSet):
+            self._progress.print(_closed(event))
             return
         text = _describe(event)
         if text is None:

@@ -1,0 +1,195 @@
+"""
+Maintenance that a runner sets by itself: close a small shard, do what is too hard to do while it serves, open it.
+
+A plan that says `online = False` closes the shard for all (offline): what its steps write may be read half-done. A plan
+that is only heavy closes it for writers (read-only): readers go by the flags, as ever. Whose maintenance it is stands
+in the shard's log, with the revision it is for; what people set, no runner lifts.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+from psycopg import errors as pg
+
+from shardmig import switching
+from shardmig.catalog import qualified
+from shardmig.errors import PreflightFailed
+from shardmig.events import MaintenanceSet, Warned
+from shardmig.ledger import is_held, os_user, translated
+from shardmig.preflight import touched
+from shardmig.session import Query
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from shardmig.config import Maintenance, Pace
+    from shardmig.events import Listener
+    from shardmig.session import Session
+    from shardmig.todo import Todo
+    from shardmig.turn import Turn
+
+__all__ = ["Mode", "close", "closed_for", "hurried", "lift", "modes", "states_before"]
+
+Mode = Literal["read-only", "offline"]
+
+_BATCH_MS = 100.0  # nobody waits for a row lock while writers are out
+
+
+async def modes(
+    session: Session, todo: Sequence[Todo], settings: Maintenance, *, listener: Listener | None
+) -> list[Mode | None]:
+    """
+    Decide for each plan whether this shard is closed while it is applied, and for whom.
+
+    Returns:
+        One mode a plan, in their order; None where the shard goes on serving.
+
+    Raises:
+        PreflightFailed: a plan wants the shard offline, which is too large for a runner to close it by itself.
+    """
+    return [await _mode(session, item, settings, listener) for item in todo]
+
+
+async def _mode(session: Session, item: Todo, settings: Maintenance, listener: Listener | None) -> Mode | None:
+    plan, shard = item.plan, session.shard.name
+    switches = item.target is not None or item.moves_only
+    if plan.online and not (settings.heavy_rows is not None and plan.has_move and switches):
+        return None
+    if not item.statements and not switches:  # all but the note that it is finished is done
+        return None
+    rows = await _rows(session, item)
+    within = rows <= settings.rows_max
+    if not plan.online:
+        if within:
+            return "offline"
+        raise PreflightFailed(
+            f"{plan.revision} wants the shard offline, which has about {rows:,} rows in the tables that it touches, "
+            f"more than maintenance.rows_max = {settings.rows_max:,}, so it was not closed. At a quiet hour "
+            f"`shardmig maintenance on --shard {shard}`, apply, `shardmig maintenance off --shard {shard}`; or raise "
+            "rows_max",
+            shard=shard,
+        )
+    if settings.heavy_rows is None or rows <= settings.heavy_rows:
+        return None
+    if not within and listener:
+        listener(
+            Warned(
+                shard,
+                f"{plan.revision} is heavy here, about {rows:,} rows, and the shard too large to be closed for it "
+                f"(maintenance.rows_max = {settings.rows_max:,}): its rows move while it serves",
+            )
+        )
+    return "read-only" if within else None
+
+
+async def _rows(session: Session, item: Todo) -> int:
+    """Estimate, from statistics, how many rows the existing tables have that a plan touches."""
+    names = [qualified(name) for name in sorted(set(touched(item.accepted)))]
+    return int((await session.execute(_ROWS, [names])).value)
+
+
+def hurried(pace: Pace, settings: Maintenance) -> Pace:
+    """Move in large batches while nobody else writes, and give up where the move would have to rest."""
+    return pace.model_copy(
+        update={
+            "batch_target_ms": max(pace.batch_target_ms, _BATCH_MS),
+            "max_rows_per_s": None,
+            "max_rest_s": min(pace.max_rest_s, settings.drain_timeout_s),
+            "parks_waiting": True,
+        }
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Close and open
+
+
+async def close(
+    turn: Turn,
+    mode: Mode,
+    revision: str,
+    settings: Maintenance,
+    *,
+    stop: asyncio.Event | None = None,
+    listener: Listener | None = None,
+) -> None:
+    """
+    Close the shard, then wait until nobody is inside who does not know.
+
+    Raises:
+        DrainTimeout: somebody stays inside for longer than `drain_timeout_s`; the shard is closed then.
+        LockNotObtained: an operator holds its row in an open transaction.
+        Fenced: another runner took the shard over.
+    """
+    reason = f"{revision} is being applied"
+    call = Query("SELECT shardmig.maintenance($1, $2, $3, $4)", (mode, reason, turn.shard, revision))
+    await _write(turn, [call])
+    if listener:
+        listener(MaintenanceSet(turn.shard, mode, reason))
+    await switching.drain_shard(
+        turn.session, "maintenance", timeout_s=settings.drain_timeout_s, stop=stop, listener=listener
+    )
+
+
+async def lift(turn: Turn, *, listener: Listener | None = None) -> None:
+    """Let the shard serve again, unless people have closed it meanwhile."""
+    locked = Query("SELECT FROM shardmig.shard WHERE shard = $1 FOR UPDATE", (turn.shard,))
+    *_, lifted = await _write(turn, [locked, Query(_LIFT, (turn.shard,))])
+    if listener and lifted:
+        listener(MaintenanceSet(turn.shard, "off", None))
+
+
+async def _write(turn: Turn, queries: Sequence[Query]) -> list[bool]:
+    """Write under the fence; say which queries returned a row."""
+    try:
+        with translated(turn.shard):
+            results = await turn.session.transact([turn.hold(), *queries], local={"shardmig.os_user": os_user()})
+    except pg.LockNotAvailable as error:
+        raise is_held(error, turn.shard) from error
+    return [bool(result.rows) for result in results[1:]]
+
+
+async def closed_for(session: Session) -> str | None:
+    """Return the revision for which a runner closed this shard; None where it is open, or people closed it."""
+    found = await session.execute(_CLOSED_FOR, [session.shard.name])
+    return None if found.value is None else str(found.value)
+
+
+async def states_before(session: Session) -> dict[str, State]:
+    """Return the states that flags had before a runner closed the shard, of those that were switched since."""
+    found = await session.execute(_STATES_BEFORE, [session.shard.name])
+    states = {}
+    for flag, before in found.rows:
+        with suppress(KeyError):
+            states[flag] = State[before]
+    return states
+
+
+# A table that was never analyzed is taken for one of small rows; one that grew since is scaled, as the planner does.
+_ROWS = """
+SELECT coalesce(sum(
+    CASE WHEN c.reltuples < 0 OR c.relpages = 0 THEN pg_relation_size(c.oid) / 64.0
+         ELSE c.reltuples / c.relpages * (pg_relation_size(c.oid) / current_setting('block_size')::int) END), 0)::bigint
+FROM pg_class AS c
+WHERE c.relkind = 'r' AND c.oid IN (
+    SELECT tree.relid FROM unnest($1::text[]) AS named (name), pg_partition_tree(to_regclass(named.name)) AS tree
+    UNION SELECT to_regclass(named.name) FROM unnest($1::text[]) AS named (name)
+)
+"""
+_CLOSED_FOR = """
+SELECT revision FROM (
+    SELECT revision, after FROM shardmig.log WHERE shard = $1 AND action = 'maintenance' ORDER BY id DESC LIMIT 1
+) AS last WHERE after <> 'off'
+"""
+_LIFT = f"SELECT shardmig.maintenance('off', NULL, $1) WHERE EXISTS ({_CLOSED_FOR} AND revision IS NOT NULL)"
+_STATES_BEFORE = """
+SELECT DISTINCT ON (flag) flag, before FROM shardmig.log
+WHERE shard = $1 AND action = 'switch' AND id > coalesce((
+    SELECT max(id) FROM shardmig.log
+    WHERE shard = $1 AND action = 'maintenance' AND (after = 'off' OR revision IS NULL)), 0)
+ORDER BY flag, id
+"""
