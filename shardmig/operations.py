@@ -304,7 +304,10 @@ def _primary_key(table: str, tables: Mapping[str, Table], *, argument: str) -> t
     reason = (
         "has no primary key" if known and known.created else "was not created by op.create_table() in these scripts"
     )
-    raise ScriptError(f'{table} {reason}: give {argument}=, a unique, not-null key of it, as in {argument}=("id",)')
+    raise ScriptError(
+        f'{table} {reason}: give {argument}=, a unique, not-null key of it, as in {argument}=("id",); for one that has '
+        "none, docs/writing-moves.md says how it gets it"
+    )
 
 
 def _refuse_nullable(table: str, key: tuple[str, ...], tables: Mapping[str, Table]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shardmig.catalog import mode_of, qualified
 from shardmig.errors import PreflightFailed
+from shardmig.keys import key_problems, unwalked
 from shardmig.plan import Move, Statement
 from shardmig.session import Query
 
@@ -243,7 +244,7 @@ def _move_problems(move: Move, findings: _Findings) -> Iterator[str]:
     for table in {id(table): table for table in (source, target) if table is not None}.values():
         yield from _moved_table_problems(table)
     if source is not None:
-        yield from _key_problems(source, move.key)
+        yield from key_problems(source.name, move.key, columns=source.columns, unique=source.unique)
         yield from _column_problems(source, (*move.key, *move.restores), findings)
     if target is not None:
         yield from _column_problems(target, (*move.target_key, *move.writes), findings)
@@ -275,13 +276,6 @@ def _moved_table_problems(table: _Table) -> Iterator[str]:
             f"table {table.name} is written by logical replication, which knows nothing of dual writes; "
             "move its rows where they come from"
         )
-
-
-def _key_problems(table: _Table, key: tuple[str, ...]) -> Iterator[str]:
-    if nullable := [column for column in key if table.columns.get(column) is False]:
-        yield f"key {', '.join(nullable)} of {table.name} may be NULL; choose another key="
-    if not any(set(columns) <= set(key) for columns in table.unique):
-        yield f"({', '.join(key)}) is not unique in {table.name}: rows would be skipped; choose another key="
 
 
 def _column_problems(table: _Table, columns: Iterable[str], findings: _Findings) -> Iterator[str]:
@@ -360,7 +354,7 @@ def _warnings(plans: Iterable[AcceptedPlan], findings: _Findings) -> Iterator[st
         for _, move in accepted.plan.moves:
             table = findings.tables.get(move.table)
             if table and not any(tuple(index[: len(move.key)]) == move.key for index in table.walkable):
-                yield f"no btree index of {move.table} begins with ({', '.join(move.key)}): each batch sorts the table"
+                yield unwalked(move.table, move.key)
 
 
 # --------------------------------------------------------------------------------------------------------------------

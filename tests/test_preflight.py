@@ -280,4 +280,65 @@ async def test_a_key_without_an_index_in_its_order_is_warned_of(shop: Shard, con
         name: str(getattr(split, name)).replace("SELECT id", "SELECT region, id") for name in ("check", "back_check")
     }
     move = move_of(key=("region", "id"), **checks)
-    assert ["no btree index of customer begins with (region, id): each batch sorts the table"] == await ask(shop, move)
+    [warning] = await ask(shop, move)
+    assert warning.startswith("no btree index of customer begins with (region, id): each batch sorts the table; in an")
+    assert 'op.create_index("customer_walk", "customer", ["region", "id"], postgresql_concurrently=True)' in warning
+
+
+@pytest.mark.parametrize(
+    ("change", "cures"),
+    [
+        (
+            "ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE, ADD UNIQUE (full_name)",
+            ['rows would be skipped; name another: key=("full_name",)'],
+        ),
+        (
+            "ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE, ADD UNIQUE (email)",
+            [
+                "it has no other key: (email) is unique but may be NULL",
+                "ALTER TABLE customer ALTER COLUMN email SET NOT NULL, behind a validated CHECK",
+                "ADD COLUMN row_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY rewrites the table",
+            ],
+        ),
+        (
+            "ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE",
+            [
+                "it has no other key. Where some NOT NULL columns (id, full_name",
+                "CREATE UNIQUE INDEX CONCURRENTLY customer_key ON customer (…)",
+                'then key=("row_id",)',
+            ],
+        ),
+        (
+            """
+            ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE, ALTER id DROP IDENTITY,
+                ALTER id DROP NOT NULL, ALTER full_name DROP NOT NULL
+            """,
+            ["key id of customer may be NULL: such rows would be left behind; it has no other key"],
+        ),
+    ],
+    ids=["another key", "a nullable one", "no key", "nothing at all"],
+)
+async def test_a_table_without_a_usable_key_is_refused_with_the_cure(
+    shop: Shard, connect: Connect, change: str, cures: list[str]
+) -> None:
+    """What the message asks for, done by hand, lets the move pass."""
+    owner = connect(shop, user="shop_owner")
+    owner.execute(change.encode())
+    found = "\n".join(await reasons(shop, SPLIT_NAME))
+
+    for cure in cures:
+        assert cure in found
+
+
+async def test_the_cures_of_a_table_without_a_key_are_accepted(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("ALTER TABLE customer DROP CONSTRAINT customer_pkey CASCADE")
+    assert await reasons(shop, SPLIT_NAME)
+    owner.execute("CREATE UNIQUE INDEX CONCURRENTLY customer_key ON customer (id)")
+    assert [] == await ask(shop, SPLIT_NAME)
+
+    owner.execute("DROP INDEX customer_key")
+    owner.execute("ALTER TABLE customer ADD COLUMN row_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY")
+    [(_, split)] = SPLIT_NAME.plan.moves
+    checks = {name: str(getattr(split, name)).replace("SELECT id", "SELECT row_id") for name in ("check", "back_check")}
+    assert [] == await ask(shop, move_of(key=("row_id",), **checks))
