@@ -275,6 +275,7 @@ class Fleet:
             reasons.append(f"left: {many if len(todo) > _REVISIONS_NAMED else ', '.join(revisions)}")
         if records is not None and records.holder is not None:
             reasons.append(f"worked on by {records.holder}")
+        reasons += _failures(records)
         reasons += [said for step in (records.steps.values() if records else ()) if (said := state_of(step))]
         if records is not None and records.version < ledger.newest():
             reasons.append(f"its ledger is version {records.version}, the next apply brings it to {ledger.newest()}")
@@ -448,6 +449,14 @@ def _hurried(config: Config) -> Config:
             "pace": pace.model_copy(update={"max_rest_s": min(limit_s, pace.max_rest_s), "parks_waiting": True}),
         }
     )
+
+
+def _failures(records: Records | None) -> list[str]:
+    """Name what failed and was not tried again since, each in a line."""
+    if records is None:
+        return []
+    errors = [step.error or "" for step in records.steps.values() if step.status == "FAILED"]
+    return ["failed: " + error.removeprefix(f"{records.shard}, ").partition("\n")[0] for error in errors]
 
 
 def _in_maintenance(records: Records, todo: Sequence[Todo]) -> ShardReport:

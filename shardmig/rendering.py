@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from traceback import walk_tb
 from types import FunctionType
 from typing import TYPE_CHECKING
 
 from shardmig import planfile
 from shardmig.errors import ScriptError, ShardmigError, StalePlan
-from shardmig.operations import collecting
+from shardmig.operations import collecting, move_rows
 from shardmig.plan import BATCH, Move, Plan, Statement, Switch
 from shardmig.recorder import Recorder
 from shardmig.scripts import load_scripts
@@ -400,7 +401,10 @@ def _explained(error: BaseException) -> str:
         case "alembic.op":
             return "alembic.op is not there while the module is read; call it in upgrade()"
         case _:
-            return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            takes = ""
+            if isinstance(error, TypeError) and str(error).startswith(f"{move_rows.__name__}() "):
+                takes = f"; it takes {', '.join(signature(move_rows).parameters)}"
+            return f"{type(error).__name__}: {error}{takes}" if str(error) else type(error).__name__
 
 
 def _absent_proxy(error: BaseException) -> str | None:

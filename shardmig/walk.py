@@ -103,7 +103,7 @@ class Walk:
             else:
                 await self.places.side_by_side(wave.shards, lambda shard: self._one(shard, parked))
         await self.places.side_by_side(parked, self._again)
-        return Report(tuple(self._reports.values()))
+        return Report(tuple(self._reports[shard.name] for wave in self.waves for shard in wave.shards))
 
     async def _canaries(self, wave: Wave) -> None:
         """Work on the canaries and put them on trial; while one is not done, nobody else is begun."""

@@ -156,6 +156,13 @@ async def test_where_what_changed_is_finished_the_way_on_is_a_new_revision(broke
     assert "amends" not in report.reason
 
 
+async def test_status_names_the_step_that_failed_until_it_is_tried_again(broken: list[Shard]) -> None:
+    [done, failed] = await fleet_of(broken, SHOP, NAIVE).status()
+
+    assert "" == done.reason
+    assert "failed: 0002_ratio step 3: division by zero" in failed.reason
+
+
 async def test_status_keeps_the_flags_of_a_shard_whose_plan_changed(broken: list[Shard]) -> None:
     [found] = await fleet_of(broken[1:], SHOP, CAREFUL).status()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from inspect import cleandoc
+import re
+from inspect import cleandoc, signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from shardmig.lint import New, judge, lint_script
 from shardmig.lint.app import lint_statement
 from shardmig.lint.catalogue import BY_CODE, RULES
 from shardmig.lint.explain import explain, page
+from shardmig.lint.names import REFUSED
+from shardmig.operations import move_rows
 
 DOCS = Path(__file__).parents[1] / "docs"
 NEW = New(tables=frozenset({"invoice"}), columns={"t": frozenset({"n", "m"})})
@@ -66,6 +69,15 @@ def test_what_is_opaque_destructive_or_our_own_can_never_be_allowed() -> None:
     never = ("SM001", "SM002", "SM003", "SM006", "SM007", "SM010", *(f"SM1{n:02}" for n in range(1, 15)), "SM302")
 
     assert [code for code in never if code in BY_CODE and BY_CODE[code].ignorable] == []
+
+
+def test_every_move_that_a_cure_writes_has_arguments_that_there_are() -> None:
+    cures = [rule.fix for rule in RULES] + [cure for _, cure in REFUSED.values()]
+    calls = [call for cure in cures for call in re.findall(r"move_rows\(([^()]*)\)", cure)]
+    words = {word for call in calls for word in re.findall(r"(\w+)=", call)}
+
+    assert calls
+    assert words <= signature(move_rows).parameters.keys()
 
 
 def test_the_docs_page_is_what_the_classes_say() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shardmig.cli.overview import FlagTable
+from shardmig.cli.overview import FlagTable, brief, told
 
 FEW = {"eu1": {"shop": "LIVE", "split_name": "DUAL"}, "us1": {"shop": "LIVE"}}
 NAMES = [f"f{number:02}" for number in range(1, 31)]
@@ -64,6 +64,22 @@ def test_wide_leaves_nothing_out() -> None:
 
     assert 30 == len(table.of("eu1").split(", "))
     assert [] == table.told_once()
+
+
+def test_what_many_shards_say_alike_is_said_in_full_once() -> None:
+    text = "{shard}: changed; amend it\n  1. shardmig amend --shard {shard}\n--- begun"
+    reasons = [(shard, text.format(shard=shard)) for shard in ("eu1", "eu2")] + [
+        ("us1", "us1, step 3: lost"),
+        ("us2", ""),
+    ]
+
+    assert {
+        "eu1": "changed; amend it\n  1. shardmig amend --shard eu1\n--- begun",
+        "eu2": "changed; amend it (more at eu1)",
+        "us1": "step 3: lost",
+        "us2": "",
+    } == told(reasons)
+    assert "changed; amend it" == brief("eu1", reasons[0][1])
 
 
 def test_shards_that_did_not_answer_have_no_state() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -9,7 +11,7 @@ import typer
 from shardmig.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sized
 
     from shardmig.config import Config
 
@@ -42,7 +44,7 @@ def _problems(here: Config) -> Iterator[str]:
     from shardmig.cli import console
     from shardmig.errors import LintFailed, PlanError, ScriptError
     from shardmig.lint.project import lint_directory
-    from shardmig.repository import loaded_plans
+    from shardmig.repository import accepted_of, loaded_plans
 
     try:
         loaded = loaded_plans(here, rerender=True)
@@ -55,11 +57,20 @@ def _problems(here: Config) -> Iterator[str]:
     failures = lint_directory(here.migrations_dir, here.lint).failures
     yield from map(str, failures)
     if failures:
-        yield f"{len(failures)} violations; `shardmig lint` shows each with its cure"
-    else:
-        console.tell(f"{len(loaded)} plans, head {loaded[-1].plan.revision if loaded else 'none'}: additive")
-        yield from _uncovered(here)
+        yield f"{_counted(failures, 'violation')}; `shardmig lint` shows each with its cure"
+        return
+    try:
+        accepted_of(here, loaded)
+    except ScriptError as error:  # a script that describes nothing yet is additive, and no shard takes it
+        yield str(error)
+        return
+    console.tell(f"{_counted(loaded, 'plan')}, head {loaded[-1].plan.revision if loaded else 'none'}: additive")
+    yield from _uncovered(here)
     yield from _application(here)
+
+
+def _counted(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'s' if len(things) != 1 else ''}"
 
 
 def _uncovered(here: Config) -> Iterator[str]:
@@ -92,11 +103,12 @@ def _application(here: Config) -> Iterator[str]:
 
     if not here.lint.app:
         return
-    linted = lint_application(here, [here.root / path for path in here.lint.app])
+    linted = lint_application(here, [Path(os.path.relpath(here.root / path)) for path in here.lint.app])
     for note in linted.notes:
         console.tell(f"note: {note}")
     yield from map(str, linted.failures)
     if linted.failures:
-        yield f"{len(linted.failures)} in the application; `shardmig lint --app PATH` shows each with its cure"
+        found = _counted(linted.failures, "violation")
+        yield f"{found} in the application; `shardmig lint --app PATH` shows each with its cure"
     else:
         console.tell(f"application: clean, {linted.count} file{'s' if linted.count != 1 else ''}")

@@ -64,14 +64,17 @@ def init(
 def _lay_out(directory: Path) -> Iterator[str]:
     migrations = directory / "migrations"
     migrations.mkdir(parents=True, exist_ok=True)
-    yield from _written(directory / "shardmig.toml", _TOML)
+    configuration = directory / "shardmig.toml"
+    names_shards = configuration.exists()
+    yield from _written(configuration, _TOML)
     yield from _written(migrations / "README", _CI)
     attributes = directory / ".gitattributes"
     lines = attributes.read_text(encoding="utf-8").splitlines() if attributes.exists() else []
     if _ATTRIBUTES not in lines:
         attributes.write_text("\n".join([*lines, _ATTRIBUTES, ""]), encoding="utf-8")
         yield f"wrote {attributes}: plans keep their line ends, and so their hashes, on every platform"
-    yield 'next: name your shards in shardmig.toml, then `shardmig revision -m "first change"`'
+    first = "" if names_shards else "name your shards in shardmig.toml, then "
+    yield f'next: {first}`shardmig revision -m "first change"`'
 
 
 def _written(path: Path, text: str) -> Iterator[str]:

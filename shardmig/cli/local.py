@@ -47,5 +47,8 @@ def up(
             console.tell(f"# {server.name}: psql '{server.url()}'")
         console.err.print("running; Ctrl-C stops the servers and removes their data")
         signal.sigwait(stopped)
-    if write is not None:
-        write.unlink(missing_ok=True)
+    if write is not None and write.exists():
+        if write.read_text(encoding="utf-8") == text:
+            write.unlink()
+        else:
+            console.tell(f"kept {write}, which was edited; its shards are gone")

@@ -47,16 +47,16 @@ def plan(
     renderer = Renderer(scripts, before_import=refusing(here))
     history = History(here.lint)
     shown = []
-    for script in scripts:
-        rendered, changed = _rendered(script, renderer)
-        wanted = not meant or script.revision in meant
-        if wanted and changed and not dry_run:
-            planfile.write(rendered, script.plan_path)
-        if wanted:
-            accepted = history.accept(rendered)
-            shown.append((accepted, changed))
-        history.add(rendered)
-    plans.show_plans(shown, output, written=not dry_run)
+    try:
+        for script in scripts:
+            rendered, changed = _rendered(script, renderer)
+            if not meant or script.revision in meant:
+                shown.append((history.accept(rendered), changed))
+                if changed and not dry_run:
+                    planfile.write(rendered, script.plan_path)
+            history.add(rendered)
+    finally:  # what was written before one is refused is told, too
+        plans.show_plans(shown, output, written=not dry_run)
 
 
 def _rendered(script: Script, renderer: Renderer) -> tuple[Plan, bool]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["show_gate", "show_history", "show_left", "show_report", "show_same", "show_status", "show_steps"]
 
+_SHA256 = 64  # characters
+
 
 def show_report(report: Report, output: str) -> NoReturn:
     """Write every shard's fate and end with the exit code it means."""
@@ -211,10 +213,15 @@ def show_history(found: Sequence[ShardStatus], output: str) -> None:
     for one in found:
         tell(f"{one.shard}: {overview.brief(one.shard, one.reason)}" if one.records is None else f"{one.shard}:")
         for line in _log_body(one):
-            change = f"{line['before'] or ''} → {line['after'] or ''}" if line["after"] else ""
+            change = f"{_short(line['before'])} → {_short(line['after'])}" if line["after"] else ""
             what = _joined(str(line["flag"] or line["revision"] or ""), change, sep=" ")
             why = f" “{line['reason']}”" if line["reason"] else ""
             tell(f"  {line['at'].isoformat(timespec='seconds')}  {line['action']:<12} {what}  by {line['by']}{why}")
+
+
+def _short(value: str | None) -> str:
+    """Cut a plan's hash to what people compare."""
+    return value[:12] if value is not None and len(value) == _SHA256 else value or ""
 
 
 def _log_body(one: ShardStatus) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "drop_table_comment": ("the comment is gone", 'op.create_table_comment("t", "what it holds")'),
     "rename_table": (
         "for running code a renamed table is a dropped one",
-        'op.create_table("new_name", …)  # and move_rows("t", target="new_name", …) in move()',
+        'op.create_table("new_name", …)  # and move_rows("t", into="new_name", …) in move()',
     ),
 }
 

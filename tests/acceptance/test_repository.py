@@ -3,12 +3,61 @@
 from __future__ import annotations
 
 import re
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from conftest import Project
+
+
+def test_check_refuses_a_script_that_describes_nothing_as_apply_will(repository: Project) -> None:
+    repository.run("revision", "-m", "nothing yet")
+    repository.run("plan")
+
+    assert "nothing is described yet; fill upgrade() or move()" in repository.run("check", code=1).out
+
+
+def test_plan_tells_what_it_wrote_before_one_was_refused_and_writes_nothing_that_is(repository: Project) -> None:
+    (repository.migrations / "0003_order_address.sql").unlink()
+    repository.run("revision", "-m", "drop it")
+    script = repository.migrations / "0004_drop_it.py"
+    script.write_text(script.read_text().replace("    pass\n", '    op.execute("DROP TABLE orders")\n'))
+
+    said = repository.run("plan", "0003", "0004", code=2)
+
+    assert said.out.startswith("0003_order_address  (written)\n  1. ")
+    assert "0004_drop_it" in said.err
+    assert (repository.migrations / "0003_order_address.sql").exists()
+    assert not script.with_suffix(".sql").exists()
+
+
+def test_a_word_that_move_rows_does_not_know_is_answered_with_those_it_knows(repository: Project) -> None:
+    script = repository.migrations / "0003_order_address.py"
+    script.write_text(script.read_text().replace("into=", "target="))
+
+    said = repository.run("plan", code=2).err
+
+    assert "unexpected keyword argument 'target'; it takes table, forward, back, check, " in said
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_the_configuration_of_throw_away_servers_goes_with_them_unless_somebody_wrote_into_it(
+    repository: Project,
+    edited: bool,  # noqa: FBT001 - two cases of one story
+) -> None:
+    running = repository.start("local", "up", "1", "--write", "local.toml")
+    assert running.stdout is not None
+    assert "wrote local.toml\n" == running.stdout.readline()
+    written = repository.root / "local.toml"
+    if edited:
+        written.write_text(written.read_text() + "[lint]\n")
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=60)
+
+    assert edited == written.exists()
+    assert edited == ("kept local.toml, which was edited" in said)
 
 
 @pytest.mark.parametrize("verb", [("show",), ("plan", "-n"), ("lint",)])
@@ -38,7 +87,7 @@ def test_check_judges_the_application_where_the_configuration_names_it(repositor
 
     repository.write_toml('[lint]\napp = ["shop"]\n')
     found = repository.run("check", code=1)
-    assert f"{code}:3:19: SA011 no plan has a flag splt_name" in found.out
+    assert "\nshop/flags.py:3:19: SA011 no plan has a flag splt_name" in found.out
     assert "did you mean split_name?" in found.out
 
     code.write_text(code.read_text().replace("splt", "split"))

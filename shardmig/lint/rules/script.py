@@ -220,7 +220,7 @@ class RowsInUpgrade(Rule):
     """
 
     code, name, context = "SP011", "rows-in-upgrade", "script"
-    fix = 'def move() -> None:\n    move_rows("t", target="line", …)'
+    fix = 'def move() -> None:\n    move_rows("t", into="line", …)'
     INVALID = (_upgrade('op.bulk_insert(sa.table("t", sa.column("id")), [{"id": 1}])'),)
 
 
