@@ -96,11 +96,18 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class _Trigger:
-    """A user trigger, or a rule, of `table`; without `columns` any write fires it."""
+    """
+    A user trigger, or a rule, of a table or of its partitions.
+
+    Attributes:
+        columns: the columns of UPDATE OF; without them any write may fire it.
+        rewrites: it sees rows on their way in (BEFORE … FOR EACH ROW) and may change any column of theirs.
+    """
 
     table: str
     name: str
     columns: list[str]
+    rewrites: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +303,11 @@ def _trigger_problems(move: Move, findings: _Findings) -> Iterator[str]:
                 f"trigger {trigger.name} of {trigger.table} would fire for every moved row; "
                 'say triggers="fire" in move_rows if it may, or ALTER TABLE … DISABLE TRIGGER while rows are moved'
             )
+        elif trigger.rewrites and trigger.table in {move.table, move.target}:
+            yield (
+                f"trigger {trigger.name} of {trigger.table} may change columns of a row on its way in, past the dual "
+                'writes of the application; say triggers="fire" in move_rows if it leaves those that move alone'
+            )
 
 
 def _cascade_problems(move: Move, findings: _Findings) -> Iterator[str]:
@@ -317,6 +329,11 @@ def _cascade_problems(move: Move, findings: _Findings) -> Iterator[str]:
         if key.other == move.table and key.on_update and set(key.other_columns) & set(move.restores):
             yield (
                 f"moving back writes {move.table}, and foreign key {key.name} would write {key.table} too "
+                f'({key.on_update}); say triggers="fire" in move_rows if it may'
+            )
+        if key.other == (move.target or move.table) and key.on_update and set(key.other_columns) & set(move.writes):
+            yield (
+                f"moving writes {key.other}, and foreign key {key.name} would write {key.table} too "
                 f'({key.on_update}); say triggers="fire" in move_rows if it may'
             )
 
@@ -355,6 +372,22 @@ def _warnings(plans: Iterable[AcceptedPlan], findings: _Findings) -> Iterator[st
             table = findings.tables.get(move.table)
             if table and not any(tuple(index[: len(move.key)]) == move.key for index in table.walkable):
                 yield unwalked(move.table, move.key)
+            if move.triggers == "refuse":
+                yield from _new_side_warnings(move, findings)
+
+
+def _new_side_warnings(move: Move, findings: _Findings) -> Iterator[str]:
+    """Name foreign keys that write or remove rows of the new table by themselves: old keeps what it had."""
+    for key in findings.cascades:
+        if key.table != move.target or (key.other == move.table and key.on_delete == "CASCADE"):
+            continue
+        written = set(key.columns) & set(move.writes) and (key.on_update or _setting(key.on_delete))
+        if written or key.on_delete == "CASCADE":
+            yield (
+                f"foreign key {key.name} changes rows of {key.table} by itself ({written or 'ON DELETE CASCADE'}) and "
+                f"nothing does the same in {move.table}: switching back would show what was there before, unless a "
+                "foreign key there has the same effect"
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -394,15 +427,24 @@ LEFT JOIN LATERAL (
 GROUP BY asked.name, c.oid, c.relkind, c.relowner, c.relrowsecurity, n.nspname, c.relname
 """
 
-_TRIGGERS = f"""
-SELECT asked.name,
+# Rows of partitions and of tables that inherit are written through their parent, and fire what those have of their own.
+_WHOLE = f"""
+WITH RECURSIVE asked AS (
+    SELECT asked.name, to_regclass(asked.address)::oid AS oid FROM {_ASKED}
+    UNION SELECT asked.name, i.inhrelid FROM asked JOIN pg_inherits AS i ON i.inhparent = asked.oid
+)
+"""
+
+_TRIGGERS = f"""{_WHOLE}
+SELECT DISTINCT asked.name,
        t.tgname::text,
        ARRAY(SELECT a.attname::text FROM unnest(t.tgattr::int2[]) AS k (attnum)
-             JOIN pg_attribute AS a ON a.attrelid = t.tgrelid AND a.attnum = k.attnum)
-FROM {_ASKED}
-JOIN pg_trigger AS t ON t.tgrelid = to_regclass(asked.address) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+             JOIN pg_attribute AS a ON a.attrelid = t.tgrelid AND a.attnum = k.attnum ORDER BY 1),
+       t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0  -- ROW, BEFORE; INSERT or UPDATE
+FROM asked
+JOIN pg_trigger AS t ON t.tgrelid = asked.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
 UNION ALL
-SELECT asked.name, r.rulename::text || ' (a rule)', '{{}}'
+SELECT asked.name, r.rulename::text || ' (a rule)', '{{}}', false
 FROM {_ASKED}
 JOIN pg_rewrite AS r ON r.ev_class = to_regclass(asked.address) AND r.ev_type <> '1' AND r.ev_enabled <> 'D'
 ORDER BY 1, 2
@@ -414,8 +456,7 @@ ARRAY(SELECT a.attname::text FROM unnest({key}) WITH ORDINALITY AS k (attnum, pl
       JOIN pg_attribute AS a ON a.attrelid = {relation} AND a.attnum = k.attnum ORDER BY k.place)
 """
 
-_CASCADES = f"""
-WITH asked AS (SELECT asked.name, to_regclass(asked.address)::oid AS oid FROM {_ASKED})
+_CASCADES = f"""{_WHOLE}
 SELECT f.conname::text,
        coalesce((SELECT name FROM asked WHERE asked.oid = f.conrelid LIMIT 1), f.conrelid::regclass::text),
        {_COLUMNS.format(key="f.conkey", relation="f.conrelid")},
@@ -424,7 +465,7 @@ SELECT f.conname::text,
        {_ACTION.format(column="f.confupdtype")},
        {_ACTION.format(column="f.confdeltype")}
 FROM pg_constraint AS f
-WHERE f.contype = 'f' AND (f.confupdtype IN ('c', 'n', 'd') OR f.confdeltype IN ('c', 'n', 'd'))
+WHERE f.contype = 'f' AND f.conparentid = 0 AND (f.confupdtype IN ('c', 'n', 'd') OR f.confdeltype IN ('c', 'n', 'd'))
   AND (f.conrelid IN (SELECT oid FROM asked) OR f.confrelid IN (SELECT oid FROM asked))
 ORDER BY 1
 """

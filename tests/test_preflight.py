@@ -122,6 +122,9 @@ async def test_row_level_security_on_a_moved_table_is_refused(shop: Shard, conne
         ("AFTER UPDATE OF first_name ON customer", True),
         ("AFTER UPDATE OF full_name ON customer", True),  # moving back writes it
         ("AFTER UPDATE OF email ON customer", False),
+        ("AFTER UPDATE OF email ON customer FOR EACH ROW", False),
+        ("BEFORE UPDATE OF email ON customer", False),
+        ("BEFORE DELETE ON customer FOR EACH ROW", True),
     ],
 )
 async def test_a_user_trigger_on_a_moved_table_is_refused(
@@ -139,6 +142,60 @@ async def test_a_user_trigger_on_a_moved_table_is_refused(
     assert [] == await ask(shop, move_of(triggers="fire"))
     owner.execute("ALTER TABLE customer DISABLE TRIGGER audit")
     assert [] == await ask(shop, SPLIT_NAME)
+
+
+@pytest.mark.parametrize("event", ["UPDATE OF email", "INSERT OR UPDATE OF email"])
+async def test_a_trigger_that_may_change_old_columns_is_refused_though_no_move_fires_it(
+    shop: Shard, connect: Connect, event: str
+) -> None:
+    """It changes full_name while the application writes email: nobody changes first_name and last_name."""
+    owner = connect(shop, user="shop_owner")
+    owner.execute(
+        "CREATE FUNCTION tidy() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN NEW.full_name := trim(NEW.full_name); RETURN NEW; END'"
+    )
+    owner.execute(f"CREATE TRIGGER tidy BEFORE {event} ON customer FOR EACH ROW EXECUTE FUNCTION tidy()".encode())
+
+    [found] = await reasons(shop, SPLIT_NAME)
+    assert found.startswith("trigger tidy of customer may change columns of a row on its way in, past the dual writes")
+    assert [] == await ask(shop, move_of(triggers="fire"))
+
+
+async def test_a_trigger_on_the_source_is_refused_although_only_the_target_is_written(
+    shop: Shard, connect: Connect
+) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    owner.execute("CREATE TRIGGER tidy BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION watch()")
+    plan = ORDER_ADDRESS.plan
+    never_back = {"back": None, "back_check": None, "restores": (), "lossy": True}
+    steps = [step.model_copy(update=never_back) if isinstance(step, Move) else step for step in plan.steps]
+    one_way = accept(plan.model_copy(update={"steps": tuple(steps)}), earlier=PLANS[:2])
+
+    [found] = await reasons(shop, one_way)
+    assert found.startswith("trigger tidy of orders may change columns of a row on its way in, past the dual writes")
+
+
+@pytest.mark.parametrize("how", ["partitioned", "inherits"])
+async def test_what_partitions_have_of_their_own_counts(shop: Shard, connect: Connect, how: str) -> None:
+    """Rows are moved through the parent, and a partition's triggers and foreign keys work all the same."""
+    owner = connect(shop, user="shop_owner")
+    owner.execute("ALTER TABLE customer RENAME TO customer_before")
+    columns = "(id bigint, full_name text, email text, created_at timestamptz, PRIMARY KEY (id))"
+    if how == "inherits":
+        owner.execute(f"CREATE TABLE customer {columns}; CREATE TABLE customer_1 () INHERITS (customer)".encode())
+    else:
+        owner.execute(f"CREATE TABLE customer {columns} PARTITION BY RANGE (id)".encode())
+        owner.execute("CREATE TABLE customer_1 PARTITION OF customer FOR VALUES FROM (0) TO (1000)")
+    assert [] == await ask(shop, SPLIT_NAME)
+    owner.execute("CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+    owner.execute("CREATE TRIGGER audit AFTER UPDATE ON customer_1 FOR EACH ROW EXECUTE FUNCTION watch()")
+    owner.execute("CREATE TABLE person (name text PRIMARY KEY)")
+    owner.execute("ALTER TABLE customer_1 ADD FOREIGN KEY (full_name) REFERENCES person ON DELETE SET NULL")
+
+    _, trigger, key = await reasons(shop, SPLIT_NAME)
+    assert trigger.startswith("trigger audit of customer would fire for every moved row")
+    assert key.startswith("foreign key customer_1_full_name_fkey of customer writes (full_name) by itself, SET NULL")
 
 
 async def test_a_trigger_on_the_target_of_a_move_is_refused(shop: Shard, connect: Connect) -> None:
@@ -192,6 +249,32 @@ async def test_moving_back_must_not_cascade_into_other_tables(shop: Shard, conne
 
     [found] = await reasons(shop, SPLIT_NAME)
     assert "moving back writes customer, and foreign key badge_name_fkey would write badge too (CASCADE)" in found
+
+
+async def test_moving_must_not_cascade_into_other_tables_either(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("CREATE TABLE order_address (order_id bigint PRIMARY KEY, street text, zip text UNIQUE, city text)")
+    owner.execute("CREATE TABLE depot (zip text REFERENCES order_address (zip) ON UPDATE SET NULL)")
+
+    [found] = await reasons(shop, ORDER_ADDRESS)
+    assert "moving writes order_address, and foreign key depot_zip_fkey would write depot too (SET NULL)" in found
+
+
+@pytest.mark.parametrize("deletes", ["CASCADE", "SET NULL"])
+async def test_a_foreign_key_that_changes_the_new_table_by_itself_is_warned_of(
+    shop: Shard, connect: Connect, deletes: str
+) -> None:
+    """A city that is deleted takes its new addresses along, or empties them; the old ones stay as they are."""
+    owner = connect(shop, user="shop_owner")
+    owner.execute("CREATE TABLE city (name text PRIMARY KEY)")
+    owner.execute(
+        "CREATE TABLE order_address (order_id bigint PRIMARY KEY REFERENCES orders ON DELETE CASCADE, street text, "
+        f"zip text, city text REFERENCES city ON DELETE {deletes})".encode()
+    )
+
+    [warning] = await ask(shop, ORDER_ADDRESS)
+    assert warning.startswith("foreign key order_address_city_fkey changes rows of order_address by itself")
+    assert deletes in warning
 
 
 @pytest.mark.parametrize(
