@@ -3,7 +3,8 @@ What does it cost an application to know the flags?
 
 * reading a flag in process, beside the SDKs of LaunchDarkly and OpenFeature, each with its data in memory;
 * a transaction with flags, beside the same one without and beside one that reads the flag in a statement of its own;
-  on a unix socket and behind a network of 0.6 ms;
+  on a unix socket and behind a network of 0.6 ms, with the CPU time of client and server, round trips counted;
+* the WAL of read-only transactions;
 * read-only transactions of 16 clients (pgbench, where it is installed);
 * a flip and its drain under a few hundred transactions a second, and what the application feels of it while one
   transaction stays open for 1.5 s.
@@ -11,7 +12,7 @@ What does it cost an application to know the flags?
 Every comparison is made within one run, in turns: quote ratios, the absolute figures are this machine's.
 
     pip install openfeature-sdk launchdarkly-server-sdk
-    python benchmarks/flags.py [--seconds 3] [--only read transaction throughput flip]
+    python benchmarks/flags.py [--seconds 3] [--only read transaction wal throughput flip]
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ import tempfile
 import threading
 import time
 import timeit
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 
 from shardmig import Flag, Flags, State, ledger, local
 from shardmig.config import SessionSettings, Shard
 from shardmig.flags.opening import statements
+from shardmig.flags.prepared import Form
 from shardmig.session import open_session
 from shardmig.switching import drain, flip, read_flag
 from shardmig.turn import Turn
@@ -58,7 +60,7 @@ ROWS = 1000
 
 def main() -> None:
     parts: dict[str, Callable[[local.Server, float], None]] = {
-        "read": read, "transaction": transaction, "throughput": throughput, "flip": flip_and_drain,
+        "read": read, "transaction": transaction, "wal": wal, "throughput": throughput, "flip": flip_and_drain,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description="What it costs an application to know the flags.")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each thing measured")
@@ -175,66 +177,143 @@ def launchdarkly() -> tuple[str, Callable[[], object], Callable[[], None]] | Non
 # --------------------------------------------------------------------------------------------------------------------
 # A transaction
 
+Way: TypeAlias = "Callable[[psycopg.Connection[Any]], None]"
+
 
 def transaction(server: local.Server, seconds: float) -> None:
-    """Time BEGIN, one SELECT, COMMIT three ways, in turns, on a socket and behind a network."""
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        compare("A transaction of one SELECT, unix socket", connection, seconds)
-    with relay(server, ROUND_TRIP_S) as port:
-        url = f"host=127.0.0.1 port={port} user=postgres dbname=postgres sslmode=disable gssencmode=disable"
-        with psycopg.connect(url, autocommit=True) as connection:
-            compare(f"The same behind a network of {ROUND_TRIP_S * 1000} ms", connection, seconds)
+    """Time a transaction of one SELECT with flags and without, in turns, on a socket and behind a network."""
+    compare("A transaction of one SELECT, unix socket", server.url(), seconds)
+    with relay(server, ROUND_TRIP_S) as url:
+        compare(f"The same behind a network of {ROUND_TRIP_S * 1e3} ms", url, seconds)
 
 
-def compare(title: str, connection: psycopg.Connection[Any], seconds: float) -> None:
-    def plain() -> None:
-        with connection.transaction():
-            connection.execute(WORK)
+def plain(connection: psycopg.Connection[Any]) -> None:
+    with connection.transaction():
+        connection.execute(WORK)
 
-    def with_flags() -> None:
-        with flags.transaction(connection, shard="eu1", write=False) as view:
-            _ = view[SPLIT_NAME].reads_new
-            connection.execute(WORK)
 
-    def with_prepared_fence() -> None:
-        with flags.transaction(connection, shard="eu1", write=False, fence="prepared"):
-            connection.execute(WORK)
+def with_flags(connection: psycopg.Connection[Any]) -> None:
+    with flags.transaction(connection, shard="eu1", write=not connection.read_only) as view:
+        _ = view[SPLIT_NAME].reads_new
+        connection.execute(WORK)
 
-    def with_a_select() -> None:
-        with connection.transaction():
-            connection.execute(LOOKUP)
-            connection.execute(WORK)
 
-    ways = [plain, with_flags, with_prepared_fence, with_a_select]
-    times: dict[str, list[float]] = {way.__name__: [] for way in ways}
-    ends_at = time.monotonic() + seconds * len(ways)
-    while time.monotonic() < ends_at:
-        for way in ways:
-            begun = time.perf_counter()
-            way()
-            times[way.__name__].append(time.perf_counter() - begun)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    base = medians["plain"]
-    table(
-        title, {n: f"{s * 1e6:8.1f} us  {s / base - 1:+7.1%}  {(s - base) * 1e6:+7.1f} us" for n, s in medians.items()}
-    )
+def with_a_select(connection: psycopg.Connection[Any]) -> None:
+    with connection.transaction():
+        connection.execute(LOOKUP)
+        connection.execute(WORK)
+
+
+def compare(title: str, url: str, seconds: float) -> None:
+    """
+    Run each way on a connection of its own, one transaction of each in turn.
+
+    Both sides begin alike (BEGIN, or BEGIN READ ONLY), and what psycopg prepares is prepared before the clock runs.
+    """
+    ways: dict[str, tuple[Way, bool]] = {
+        "plain, read-only": (plain, True),
+        "with flags, read-only": (with_flags, True),
+        "plain": (plain, False),
+        "with flags": (with_flags, False),
+        "with a SELECT of its own": (with_a_select, False),
+    }
+    with ExitStack() as closing:
+        opened = {}
+        for name, (_, read_only) in ways.items():
+            opened[name] = closing.enter_context(psycopg.connect(url, autocommit=True))
+            opened[name].read_only = read_only
+        for _ in range(50):
+            for name, (way, _) in ways.items():
+                way(opened[name])
+        trips = {name: round_trips(way, opened[name]) for name, (way, _) in ways.items()}
+        walls: dict[str, list[float]] = {name: [] for name in ways}
+        cpus: dict[str, list[float]] = {name: [] for name in ways}
+        backends = {name: opened[name].info.backend_pid for name in ways}
+        before = {name: cpu_s(backend) for name, backend in backends.items()}
+        ends_at = time.monotonic() + seconds * len(ways)
+        while time.monotonic() < ends_at:
+            for name, (way, _) in ways.items():
+                begun, busy = time.perf_counter(), time.process_time()
+                way(opened[name])
+                walls[name].append(time.perf_counter() - begun)
+                cpus[name].append(time.process_time() - busy)
+        served = {name: (cpu_s(backend) - before[name]) / len(walls[name]) for name, backend in backends.items()}
+    medians = {name: statistics.median(taken) for name, taken in walls.items()}
+    rows = {}
+    for name, median in medians.items():
+        base = medians["plain, read-only" if name.endswith("read-only") else "plain"]
+        rows[name] = (
+            f"{median * 1e6:8.1f} us  {median / base - 1:+7.2%}  {(median - base) * 1e6:+7.1f} us   "
+            f"{trips[name]} round trips   CPU: client {statistics.median(cpus[name]) * 1e6:5.1f} us, "
+            f"server {served[name] * 1e6:5.1f} us"
+        )
+    table(title, rows)
+
+
+def round_trips(way: Way, connection: psycopg.Connection[Any]) -> int:
+    """Count the answers that the client had to wait for, in libpq's own trace of what went over the wire."""
+    with tempfile.TemporaryFile("w+") as trace:
+        connection.pgconn.trace(trace.fileno())
+        way(connection)
+        connection.pgconn.untrace()
+        trace.seek(0)
+        return sum("ReadyForQuery" in line for line in trace)
+
+
+def cpu_s(pid: int) -> float:
+    """Return what a process has computed so far, to the nanosecond; proc(5) knows it on Linux."""
+    path = Path(f"/proc/{pid}/schedstat")
+    return int(path.read_text().split()[0]) / 1e9 if path.exists() else float("nan")
 
 
 @contextmanager
-def relay(server: local.Server, round_trip_s: float) -> Iterator[int]:
-    """Relay TCP to the server's socket in threads of another process, each way half a round trip late."""
+def relay(server: local.Server, round_trip_s: float) -> Iterator[str]:
+    """
+    Relay TCP to the server's socket in a process of its own, each way late.
+
+    A relay adds some of its own, so a first one is timed, and the second is as much less late: a statement takes
+    `round_trip_s` longer than on the socket.
+    """
+    with psycopg.connect(server.url(), autocommit=True) as direct:
+        target = round_trip_s + answer_s(direct)
+    late = round_trip_s / 2
+    for attempt in range(3):
+        with _relaying(server, late) as url:
+            with psycopg.connect(url, autocommit=True) as connection:
+                found = answer_s(connection)
+            if attempt == 2:
+                print(f"\na round trip takes {(found - target + round_trip_s) * 1e3:.3f} ms longer than on the socket")
+                yield url
+                return
+            late = max(0.0, late - (found - target) / 2)
+
+
+def answer_s(connection: psycopg.Connection[Any]) -> float:
+    taken = []
+    for _ in range(300):
+        begun = time.perf_counter()
+        connection.execute("SELECT 1", prepare=True)
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+@contextmanager
+def _relaying(server: local.Server, late_s: float) -> Iterator[str]:
     path = str(server.socket_dir / f".s.PGSQL.{server.port}")
-    program = [sys.executable, "-c", _RELAY, path, str(round_trip_s / 2)]
+    program = [sys.executable, "-c", _RELAY, path, str(late_s)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield int(process.stdout.readline())
+            port = int(process.stdout.readline())
+            yield f"host=127.0.0.1 port={port} user=postgres dbname=postgres sslmode=disable gssencmode=disable"
         finally:
             process.kill()
 
 
 _RELAY = """
-import socket, sys, threading, time
+import ctypes, socket, sys, threading, time
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(29, 1000)  # PR_SET_TIMERSLACK: wake up to the microsecond, not 50 later
 path, late = sys.argv[1], float(sys.argv[2])
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
@@ -253,42 +332,80 @@ while True:
 """
 
 
+def wal(server: local.Server, _: float) -> None:
+    """Count the WAL that a thousand read-only transactions write; each could prune a page, so a few before."""
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.read_only = True
+        for _ in range(100):
+            with_flags(connection)
+        before = written(connection)
+        for _ in range(1000):
+            with_flags(connection)
+        table("WAL", {"1000 read-only transactions": f"{written(connection) - before:8.0f} bytes"})
+
+
+def written(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Throughput
 
 
 def throughput(server: local.Server, seconds: float) -> None:
-    """Let pgbench's 16 clients run read-only transactions, three ways in turns; the server is the bottleneck."""
+    """
+    Let pgbench's 16 clients run read-only transactions, with flags and without, in turns; the machine is full.
+
+    What is sent is what the helper sends, once it has prepared. What the application itself sends is prepared too, as
+    psycopg does after five times, or planned each time, which makes flags look cheaper than they are.
+    """
     program = shutil.which("pgbench") or next(
         (str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), reverse=True)), None
     )
     if program is None:
         print("pgbench is not installed: throughput left out")
         return
-    opening = statements("eu1", write=False, isolation=None, deferrable=None).opening.decode()
-    work = f"\\set id random(1, {ROWS})\n"
-    select = "SELECT full_name FROM customer WHERE id = :id;\n"
-    scripts = {
-        "plain": f"{work}BEGIN READ ONLY;\n{select}COMMIT;\n",
-        "with flags": f"{work}BEGIN READ ONLY\\; {opening};\n{select}COMMIT;\n",
-        "with a SELECT": f"{work}BEGIN READ ONLY;\n{opening};\n{select}COMMIT;\n",
-    }
+    texts = statements("eu1", write=False, isolation=None, deferrable=None)
+    begin, preparing, _ = texts.openings[Form.PREPARING].decode().split("; ")
+    opening = texts.openings[Form.EXECUTING].decode().replace("; ", "\\; ")
+    once = f"\\if :first\n{preparing};\nPREPARE work (int) AS {WORK.replace('7', '$1')};\n\\set first 0\n\\endif\n"
+    for how, work in {
+        "prepared": "EXECUTE work (:id);\n",
+        "planned each time": f"{WORK.replace('7', ':id')};\n",
+    }.items():
+        begun = {"plain": begin, "with flags": opening, "with a SELECT of its own": f"{begin};\n{LOOKUP}"}
+        rates = measured(
+            server,
+            program,
+            {name: f"{once}\\set id random(1, {ROWS})\n{text};\n{work}COMMIT;\n" for name, text in begun.items()},
+            rounds=max(3, round(seconds * 3)),
+        )
+        table(
+            f"Read-only transactions, {CLIENTS} clients, one SELECT each, {how}",
+            {
+                name: f"{statistics.median(seen):8.0f} tx/s  "
+                f"{statistics.median(one / base for one, base in zip(seen, rates['plain'], strict=True)):6.1%}"
+                for name, seen in rates.items()
+            },
+        )
+
+
+def measured(server: local.Server, program: str, scripts: dict[str, str], *, rounds: int) -> dict[str, list[float]]:
+    """Run each script for a second, in turns; return transactions a second, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in scripts}
+    where = ["-h", str(server.socket_dir), "-p", str(server.port), "-U", "postgres", "postgres"]
     with tempfile.TemporaryDirectory() as place:
-        for _ in range(3):
+        for _ in range(rounds):
             for name, script in scripts.items():
                 path = Path(place) / "script.sql"
                 path.write_text(script)
-                where = ["-h", str(server.socket_dir), "-p", str(server.port), "-U", "postgres", "postgres"]
-                how = [program, "-n", "-f", str(path), "-c", str(CLIENTS), "-j", "2", "-T", str(max(1, round(seconds)))]
-                ended = subprocess.run([*how, *where], check=True, capture_output=True, text=True)
+                how = ["-n", "-D", "first=1", "-f", str(path), "-c", str(CLIENTS), "-j", "2", "-T", "1"]
+                ended = subprocess.run([program, *how, *where], check=True, capture_output=True, text=True)
                 line = next(line for line in ended.stdout.splitlines() if line.startswith("tps"))
                 rates[name].append(float(line.split()[2]))
-    medians = {name: statistics.median(seen) for name, seen in rates.items()}
-    base = medians["plain"]
-    table(
-        f"Read-only transactions, {CLIENTS} clients", {n: f"{r:8.0f} tx/s  {r / base:6.1%}" for n, r in medians.items()}
-    )
+    return rates
 
 
 # --------------------------------------------------------------------------------------------------------------------

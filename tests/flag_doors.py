@@ -138,11 +138,16 @@ class SyncDoor:
 
 
 class AsyncDoor:
-    def __init__(self, _: Any, aconnect: Any) -> None:
+    """The async side; with `prepare_threshold`, every connection prepares after so many statements."""
+
+    def __init__(self, _: Any, aconnect: Any, *, prepare_threshold: int = 5) -> None:
         self._connect = aconnect
+        self._prepare_threshold = prepare_threshold
 
     async def connect(self, target: Any, **keywords: Any) -> Any:
-        return await self._connect(target, **keywords)
+        connection = await self._connect(target, **keywords)
+        connection.prepare_threshold = self._prepare_threshold
+        return connection
 
     @asynccontextmanager
     async def transaction(self, flags: Flags, connection: Any, **keywords: Any) -> AsyncIterator[View]:

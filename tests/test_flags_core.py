@@ -23,6 +23,7 @@ from shardmig import (
 )
 from shardmig.flags import Peek
 from shardmig.flags.opening import Details, FlagRow, Opening, statements
+from shardmig.flags.prepared import Form
 
 if TYPE_CHECKING:
     from shardmig import View
@@ -304,7 +305,9 @@ def test_peek_tells_the_last_known_state_and_how_old_it_is(flags: Flags) -> None
 def test_a_transaction_begins_as_it_was_asked_for() -> None:
     def begin(**how: object) -> bytes:
         usual = {"write": True, "isolation": None, "deferrable": None, "encoding": "utf-8"}
-        return statements("eu1", **{**usual, **how}).begin
+        begin, _, opening = statements("eu1", **{**usual, **how}).openings[Form.PLAIN].partition(b"; ")
+        assert opening.startswith(b"SELECT epoch")
+        return begin
 
     assert b"BEGIN" == begin()
     assert b"BEGIN READ ONLY" == begin(write=False)

@@ -18,6 +18,7 @@ OURS = {
     "shardmig.flags.connection",
     "shardmig.flags.core",
     "shardmig.flags.opening",
+    "shardmig.flags.prepared",
     "shardmig.states",
 }
 

@@ -1,36 +1,37 @@
 """
 Transactions with flags on the caller's own psycopg connection, sync and async.
 
-The flags ride on BEGIN: one message, one round trip, no more than the BEGIN alone would cost. psycopg is never
-imported here; its errors are told by `sqlstate`.
+The flags ride on BEGIN: one message, one round trip, no more than the BEGIN alone would cost. psycopg is loaded by
+whoever made the connection, never here before that; its errors are told by `sqlstate`.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
-from weakref import WeakKeyDictionary, WeakSet
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 from shardmig.errors import LedgerMissing, ViewExpired, WriteRefused, WrongShard, WrongTransaction
 from shardmig.flags.core import Declared
-from shardmig.flags.opening import ONE_SNAPSHOT, read_details, read_flags, read_opening, statements
+from shardmig.flags.opening import ONE_SNAPSHOT, read_asked, read_details, read_flags, read_opening, statements
+from shardmig.flags.prepared import Form, Prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from types import TracebackType
 
-    from psycopg import AsyncConnection, Connection
-    from psycopg.pq.abc import PGresult
+    from psycopg import AsyncConnection, Connection, Error
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn, PGresult
 
     from shardmig.flags.core import Flag, View
     from shardmig.flags.opening import Isolation, Opening, Statements
 
 
-__all__ = ["AsyncTransaction", "Fence", "Flags", "Transaction"]
-
-Fence = Literal["piggyback", "prepared"]
+__all__ = ["AsyncTransaction", "Flags", "Known", "Transaction"]
 
 _IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = range(4)  # pq.TransactionStatus
+_TUPLES_OK = 2  # pq.ExecStatus
 _NO_LEDGER = frozenset({"42P01", "3F000"})  # undefined_table, invalid_schema_name
 _NO_PRIVILEGE = "42501"
 _NOT_IDLE = {
@@ -52,8 +53,7 @@ class Flags(Declared):
 
     def __init__(self, *flags: Flag, release: str | None = None) -> None:
         super().__init__(*flags, release=release)
-        self._claims: WeakKeyDictionary[object, Claim] = WeakKeyDictionary()
-        self.standbys: WeakSet[object] = WeakSet()
+        self._known: WeakKeyDictionary[object, Known] = WeakKeyDictionary()
         self._drivers: list[Callable[[object], object | None]] = []
 
     def transaction(
@@ -64,26 +64,22 @@ class Flags(Declared):
         write: bool = True,
         isolation: Isolation | None = None,
         deferrable: bool | None = None,
-        fence: Fence = "piggyback",
     ) -> Transaction:
         """
         Begin a transaction that knows the shard's flags; commit on success, roll back on an exception.
 
         Args:
-            connection: idle, autocommit=True (BEGIN is ours). `connection.transaction()` inside is a savepoint.
+            connection: idle, autocommit=True (BEGIN is ours). `connection.transaction()` inside is a savepoint. What
+                rides on BEGIN is prepared after `connection.prepare_threshold` transactions; None never prepares.
             shard: the name this database must have; another one is WrongShard.
             write: False begins READ ONLY, which a standby and a read-only shard allow.
             isolation: None takes the connection's own setting, else the server's default.
             deferrable: of a SERIALIZABLE transaction with write=False; None takes the connection's own setting.
-            fence: "piggyback" reads the epoch in the message of BEGIN; "prepared" in a message of its own, which is
-                a little cheaper on a unix socket and a whole round trip dearer on a network.
 
         Returns:
             A context manager that gives the View.
         """
-        return Transaction(
-            self, connection, shard=shard, write=write, isolation=isolation, deferrable=deferrable, fence=fence
-        )
+        return Transaction(self, connection, shard=shard, write=write, isolation=isolation, deferrable=deferrable)
 
     def atransaction(
         self,
@@ -93,12 +89,9 @@ class Flags(Declared):
         write: bool = True,
         isolation: Isolation | None = None,
         deferrable: bool | None = None,
-        fence: Fence = "piggyback",
     ) -> AsyncTransaction:
         """Do as `transaction` does on an async connection."""
-        return AsyncTransaction(
-            self, connection, shard=shard, write=write, isolation=isolation, deferrable=deferrable, fence=fence
-        )
+        return AsyncTransaction(self, connection, shard=shard, write=write, isolation=isolation, deferrable=deferrable)
 
     def of(self, holder: object) -> View:
         """
@@ -111,10 +104,10 @@ class Flags(Declared):
             ViewExpired: no transaction with flags is open there.
         """
         driver: object = next((found for find in self._drivers if (found := find(holder)) is not None), holder)
-        claim = self._claims.get(driver)
-        if claim is None or claim.view is None or claim.view.expired:
+        known = self._known.get(driver)
+        if known is None or known.view is None:
             raise ViewExpired("no transaction with flags is open on this connection; begin one first")
-        return claim.view
+        return known.view
 
     async def aof(self, session: _AsyncSession) -> View:
         """Return the view of an async session of SQLAlchemy; its transaction begins here if it did nothing yet."""
@@ -124,49 +117,52 @@ class Flags(Declared):
         """Teach `of` another kind of holder: `find` returns the psycopg connection below, or None."""
         self._drivers.append(find)
 
-    # -- one transaction at a time on a connection ---------------------------------------------------------------------
-
-    def claim(self, connection: Connection[Any] | AsyncConnection[Any]) -> Claim:
-        """
-        Take an idle connection for one transaction.
-
-        Raises:
-            WrongTransaction: the connection cannot begin one, or another task is just beginning one on it.
-        """
-        _refuse_unless_idle(connection)
-        mine = Claim()
-        found = self._claims.setdefault(connection, mine)
-        if found is not mine:
-            if found.view is None:
-                raise WrongTransaction("another thread or task is beginning a transaction on this connection")
-            found.view.expire()  # its block was never left, yet the connection is idle: a pool rolled it back
-            self._claims[connection] = mine
-        return mine
-
-    def release_claim(self, connection: object) -> bool:
-        """Expire the view of the connection's transaction, which ends now; False when there was none."""
-        claim = self._claims.pop(connection, None)
-        if claim is None or claim.view is None:
-            return False
-        claim.view.expire()
-        return True
+    def known(self, connection: object) -> Known:
+        """Return what is known of a psycopg connection."""
+        return self._known.get(connection) or self._known.setdefault(connection, Known())
 
 
 class _AsyncSession(Protocol):
     async def connection(self) -> object: ...
 
 
-class Claim:
-    """A connection taken for one transaction; `view` is None until it has begun."""
+class Known:
+    """
+    What one Flags object knows of one connection, for as long as that lives.
 
-    __slots__ = ("__weakref__", "view")
+    Attributes:
+        begun: how many transactions; a block that is left late finds that it is not the last.
+        view: of the transaction that is open; None: there is none.
+        standby: its server was one when it last answered a reader.
+        prepared: the openings that its server holds prepared.
+    """
+
+    __slots__ = ("__weakref__", "begun", "prepared", "standby", "view")
 
     def __init__(self) -> None:
+        self.begun = 0
         self.view: View | None = None
+        self.standby = False
+        self.prepared = Prepared()
+
+    def committing(self) -> bool:
+        """Expire the view of the transaction that ends now; False when there was none."""
+        view, self.view = self.view, None
+        if view is None:
+            return False
+        view.expire()
+        return True
+
+    def rolling_back(self) -> None:
+        """Do as `committing` does; psycopg may deallocate what is prepared when it rolls back."""
+        self.committing()
+        self.prepared.doubt()
 
 
 class _Begin:
     """What both shells share: what is sent, and what the answers mean."""
+
+    __slots__ = ("_connection", "_deferrable", "_flags", "_isolation", "_known", "_number", "_shard", "_write")
 
     def __init__(
         self,
@@ -177,7 +173,6 @@ class _Begin:
         write: bool,
         isolation: Isolation | None,
         deferrable: bool | None,
-        fence: Fence,
     ) -> None:
         self._flags = flags
         self._connection = connection
@@ -185,46 +180,79 @@ class _Begin:
         self._write = write
         self._isolation = isolation
         self._deferrable = deferrable
-        self._fence = fence
+        self._known = flags.known(connection)
+        self._number = 0  # of the beginning on this connection; 0: not begun
 
-    def _claim(self) -> Claim:
+    def _refuse_early(self) -> None:
+        """Refuse what cannot begin a transaction, before waiting for anybody."""
         connection = self._connection
         if self._write and connection.read_only:
             raise WriteRefused(f"shard {self._shard}: connection.read_only is set; say write=False")
-        if self._fence == "prepared" and connection.prepare_threshold is None:
+        _refuse_unless_idle(connection)
+        if not connection.autocommit:
             raise WrongTransaction(
-                "fence='prepared' needs a connection that prepares (prepare_threshold is None); use 'piggyback'"
+                "the connection has autocommit=False, so psycopg would send a BEGIN of its own; connect with "
+                "autocommit=True, transactions are then the blocks you write"
             )
-        return self._flags.claim(connection)
+        if connection.pgconn.pipeline_status:
+            raise WrongTransaction(
+                "the connection is in pipeline mode, where BEGIN cannot carry the flags; leave it first"
+            )
 
-    def _steps(self, claim: Claim) -> Generator[_Message, PGresult, View]:
-        """Begin: yield what to send, take its last answer, and return the view of what was begun."""
-        flags, shard, write = self._flags, self._shard, self._write
+    def _steps(self) -> PQGen[View]:
+        """
+        Begin, and read the flags if their epoch is new to this process.
+
+        One of psycopg's generators: the shells wait for it as psycopg does for its own, and hold the connection's lock
+        all the time, so nobody else's statement comes in between.
+        """
+        flags, shard, write, known = self._flags, self._shard, self._write, self._known
+        _refuse_unless_idle(self._connection)  # somebody may have begun while we waited for the lock
+        if known.view is not None:  # its block was never left, yet the connection is idle: a pool rolled it back
+            known.rolling_back()
+        self._number = known.begun = known.begun + 1
         texts = self._statements()
-        if self._fence == "prepared":
-            yield _Message(texts.begin)
-            answer = yield _Message(texts.opening, prepare=True)
-        else:
-            answer = yield _Message(texts.begin_and_opening)
-        opening = self._opening(answer, texts)
+        opening = yield from self._open(texts)
         if opening.standby and texts.isolation not in ONE_SNAPSHOT:
             self._refuse_two_snapshots()
             texts = self._statements()
-            opening = self._opening((yield _Message(b"ROLLBACK; " + texts.begin_and_opening)), texts)
+            opening = yield from self._open(texts, first=b"ROLLBACK; ")
         if not flags.admits(opening, write=write):
-            details = read_details((yield _Message(texts.details)))
+            details = read_details((yield from _exchange(self._connection, texts.details)))
             raise flags.refusal(opening, details, shard=shard, write=write)
         reading = flags.recall(opening, shard=shard)
         if reading is None:
-            reading = flags.remember(read_flags((yield _Message(texts.flags))), shard=shard)
-        claim.view = flags.view(reading, opening, shard=shard, write=write)
-        return claim.view
+            reading = flags.remember(read_flags((yield from _exchange(self._connection, texts.flags))), shard=shard)
+        known.view = view = flags.view(reading, opening, shard=shard, write=write)
+        return view
+
+    def _open(self, texts: Statements, *, first: bytes = b"") -> PQGen[Opening]:
+        """Send the opening in the cheapest form that its server should understand, and plainer where it does not."""
+        connection, prepared = self._connection, self._known.prepared
+        form = prepared.form(texts.name, connection.prepare_threshold)
+        while True:
+            try:
+                answer = yield from _exchange(connection, first + texts.openings[form])
+                break
+            except Exception as error:
+                plainer = prepared.blame(texts.name, form, getattr(error, "sqlstate", None))
+                if plainer is None:
+                    raise
+                form, first = plainer, b"ROLLBACK; "
+        if form is Form.PREPARING or form is Form.ASKING:
+            prepared.learn(texts.name, there=form is Form.PREPARING or read_asked(answer))
+        opening = read_opening(answer, write=self._write, isolation=texts.isolation)
+        if opening is None:
+            raise WrongShard(
+                "no such shard in this database; check the routing. Nothing was changed", shard=self._shard
+            )
+        return opening
 
     def _statements(self) -> Statements:
         connection, isolation = self._connection, self._isolation
         if isolation is None:
-            known = not self._write and connection in self._flags.standbys
-            isolation = "REPEATABLE READ" if known else connection.isolation_level
+            standby = self._known.standby and not self._write
+            isolation = "REPEATABLE READ" if standby else connection.isolation_level
         return statements(
             self._shard,
             write=self._write,
@@ -232,14 +260,6 @@ class _Begin:
             deferrable=self._deferrable if self._deferrable is not None else connection.deferrable,
             encoding="ascii" if self._shard.isascii() else connection.info.encoding,
         )
-
-    def _opening(self, answer: PGresult, texts: Statements) -> Opening:
-        opening = read_opening(answer, write=self._write, isolation=texts.isolation)
-        if opening is None:
-            raise WrongShard(
-                "no such shard in this database; check the routing. Nothing was changed", shard=self._shard
-            )
-        return opening
 
     def _refuse_two_snapshots(self) -> None:
         """
@@ -252,12 +272,12 @@ class _Begin:
                 f"shard {self._shard}: on a standby flags and data must come from one snapshot; "
                 "leave isolation away or say isolation='REPEATABLE READ'"
             )
-        self._flags.standbys.add(self._connection)
+        self._known.standby = True
 
     def _refuse_unless_open(self) -> None:
         """Refuse to commit what is not there any more, or what the server would roll back without an error."""
         status = self._connection.pgconn.transaction_status
-        if status == _IDLE:
+        if status == _IDLE or self._number != self._known.begun:
             raise WrongTransaction(
                 f"shard {self._shard}: the transaction was ended inside its block (commit() or rollback()); what "
                 "followed ran without flags. Let the block end it"
@@ -268,9 +288,12 @@ class _Begin:
                 "back; put such a statement into connection.transaction(), a savepoint"
             )
 
-    def _is_over(self) -> bool:
-        connection = self._connection
-        return bool(connection.closed or connection.pgconn.transaction_status == _IDLE)
+    def _has_open(self) -> bool:
+        """Whether there is something to roll back, and it is ours: a block left late ends nobody else's."""
+        if self._number != self._known.begun or not self._number:
+            return False
+        self._known.rolling_back()
+        return not self._connection.closed and self._connection.pgconn.transaction_status != _IDLE
 
     def _told(self, error: BaseException) -> BaseException:
         """Translate what a failed BEGIN says about the ledger; anything else stays the driver's error."""
@@ -287,31 +310,25 @@ class _Begin:
         return error
 
 
-class Transaction(_Begin, AbstractContextManager["View"]):
+class Transaction(_Begin):
     """A transaction with flags on a psycopg Connection; see `Flags.transaction`."""
+
+    __slots__ = ()
 
     def __enter__(self) -> View:
         """Begin, and read the flags if their epoch is new to this process."""
-        claim = self._claim()
+        connection = self._connection
+        self._refuse_early()
         try:
-            return self._begin(claim)
+            with connection.lock:
+                view: View = connection.wait(self._steps())
+                return view
         except BaseException as error:
             self._abandon()
             told = self._told(error)
             if told is not error:
                 raise told from error
             raise
-
-    def _begin(self, claim: Claim) -> View:
-        cursor = self._connection.cursor()
-        steps = self._steps(claim)
-        message = next(steps)
-        try:
-            while True:
-                cursor.execute(message.sql, prepare=message.prepare)
-                message = steps.send(_last_answer(cursor))
-        except StopIteration as begun:
-            return cast("View", begun.value)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -322,46 +339,39 @@ class Transaction(_Begin, AbstractContextManager["View"]):
             return
         try:
             self._refuse_unless_open()
-            self._flags.release_claim(self._connection)
+            self._known.committing()
             self._connection.commit()
         except BaseException:
             self._abandon()
             raise
 
     def _abandon(self) -> None:
-        self._flags.release_claim(self._connection)
-        if not self._is_over():
+        if self._has_open():
             try:
                 self._connection.rollback()
             except Exception as error:  # noqa: BLE001 - the first failure is the one to tell
                 _warn(self._shard, error)
 
 
-class AsyncTransaction(_Begin, AbstractAsyncContextManager["View"]):
-    """A transaction with flags on a psycopg AsyncConnection; see `Flags.transaction`."""
+class AsyncTransaction(_Begin):
+    """A transaction with flags on a psycopg AsyncConnection; see `Flags.atransaction`."""
+
+    __slots__ = ()
 
     async def __aenter__(self) -> View:
         """Begin, and read the flags if their epoch is new to this process."""
-        claim = self._claim()
+        connection = self._connection
+        self._refuse_early()
         try:
-            return await self._begin(claim)
+            async with connection.lock:
+                view: View = await connection.wait(self._steps())
+                return view
         except BaseException as error:
             await self._abandon()
             told = self._told(error)
             if told is not error:
                 raise told from error
             raise
-
-    async def _begin(self, claim: Claim) -> View:
-        cursor = self._connection.cursor()
-        steps = self._steps(claim)
-        message = next(steps)
-        try:
-            while True:
-                await cursor.execute(message.sql, prepare=message.prepare)
-                message = steps.send(_last_answer(cursor))
-        except StopIteration as begun:
-            return cast("View", begun.value)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -372,26 +382,18 @@ class AsyncTransaction(_Begin, AbstractAsyncContextManager["View"]):
             return
         try:
             self._refuse_unless_open()
-            self._flags.release_claim(self._connection)
+            self._known.committing()
             await self._connection.commit()
         except BaseException:
             await self._abandon()
             raise
 
     async def _abandon(self) -> None:
-        self._flags.release_claim(self._connection)
-        if not self._is_over():
+        if self._has_open():
             try:
                 await self._connection.rollback()
             except Exception as error:  # noqa: BLE001 - the first failure is the one to tell
                 _warn(self._shard, error)
-
-
-class _Message(NamedTuple):
-    """What is sent at once; several statements in one text are never prepared, whatever the connection's habit."""
-
-    sql: bytes
-    prepare: bool = False
 
 
 def _warn(shard: str, error: Exception) -> None:
@@ -400,20 +402,28 @@ def _warn(shard: str, error: Exception) -> None:
     logging.getLogger("shardmig.flags").warning("shard %s: rollback failed: %s", shard, error)
 
 
-def _last_answer(cursor: Any) -> PGresult:  # noqa: ANN401 - Cursor or AsyncCursor; nextset() waits for nothing
-    while cursor.nextset():
-        pass
-    return cast("PGresult", cursor.pgresult)
+def _exchange(connection: Any, text: bytes) -> PQGen[PGresult]:  # noqa: ANN401 - Connection or AsyncConnection
+    """
+    Send statements in one message, and return the answer to the last.
+
+    Below psycopg's cursors: they would convert, count and adapt, and take our ROLLBACK for the application's.
+    """
+    execute, error_from_result = _driver()
+    connection.pgconn.send_query(text)
+    answer = (yield from execute(connection.pgconn))[-1]
+    if answer.status != _TUPLES_OK:
+        raise error_from_result(answer, connection.info.encoding)
+    return answer
 
 
-def _refuse_unless_idle(connection: Connection[Any] | AsyncConnection[Any]) -> None:
+@cache
+def _driver() -> tuple[Callable[[PGconn], PQGen[list[PGresult]]], Callable[[PGresult, str], Error]]:
+    from psycopg import errors, generators  # noqa: PLC0415 - whoever has a connection has loaded it
+
+    return generators.execute, errors.error_from_result
+
+
+def _refuse_unless_idle(connection: Any) -> None:  # noqa: ANN401 - as above
     status = connection.pgconn.transaction_status
     if status in _NOT_IDLE:
         raise WrongTransaction(_NOT_IDLE[status])
-    if not connection.autocommit:
-        raise WrongTransaction(
-            "the connection has autocommit=False, so psycopg would send a BEGIN of its own; connect with "
-            "autocommit=True, transactions are then the blocks you write"
-        )
-    if connection.pgconn.pipeline_status:
-        raise WrongTransaction("the connection is in pipeline mode, where BEGIN cannot carry the flags; leave it first")

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from shardmig.errors import WrongShard
+from shardmig.flags.prepared import Form
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -25,6 +26,7 @@ __all__ = [
     "FlagRow",
     "Opening",
     "Statements",
+    "read_asked",
     "read_details",
     "read_flags",
     "read_opening",
@@ -43,6 +45,9 @@ _WRITING = "epoch, maintenance, pg_catalog.current_setting('transaction_read_onl
 # Defaults of server, database and role have a say in it, unless BEGIN names the level.
 _ISOLATION = ", pg_catalog.current_setting('transaction_isolation')"
 _OPENING = "SELECT {columns} FROM shardmig.shard WHERE shard = {shard}"
+
+# Costs a transaction nothing but a glance at the server's own memory, and only one after a rollback asks.
+_ASKING = ", (SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE name = '{name}')"
 
 # Asked only when the answer is no.
 _DETAILS = "SELECT pg_catalog.pg_is_in_recovery(), retry_after_s, reason FROM shardmig.shard WHERE shard = {shard}"
@@ -101,12 +106,15 @@ class Statements(NamedTuple):
     One kind of transaction on one shard, in the encoding of the connection.
 
     Attributes:
+        name: of the prepared opening.
+        openings: BEGIN and the opening in one message, one text for each `Form`.
+        flags: epoch and flags.
+        details: why the shard refuses.
         isolation: the level that BEGIN names, in lower case; empty when it names none.
     """
 
-    begin: bytes
-    opening: bytes
-    begin_and_opening: bytes
+    name: str
+    openings: tuple[bytes, ...]
     flags: bytes
     details: bytes
     isolation: str
@@ -128,14 +136,27 @@ def statements(
     columns = _READING if not write else _WRITING if level else _WRITING + _ISOLATION
     name = _literal(shard)
     opening = _OPENING.format(columns=columns, shard=name)
+    prepared = _name(opening)
+    # Prepared behind BEGIN: in front of it, its snapshot would be older than the transaction's isolation level allows.
+    forms = {
+        Form.PLAIN: opening,
+        Form.ASKING: _OPENING.format(columns=columns + _ASKING.format(name=prepared), shard=name),
+        Form.PREPARING: f"PREPARE {prepared} AS {opening}; EXECUTE {prepared}",
+        Form.EXECUTING: f"EXECUTE {prepared}",
+    }
     return Statements(
-        begin=begin.encode(encoding),
-        opening=opening.encode(encoding),
-        begin_and_opening=f"{begin}; {opening}".encode(encoding),
+        name=prepared,
+        openings=tuple(f"{begin}; {forms[form]}".encode(encoding) for form in Form),
         flags=_FLAGS.format(shard=name).encode(encoding),
         details=_DETAILS.format(shard=name).encode(encoding),
         isolation=level.lower(),
     )
+
+
+def _name(opening: str) -> str:
+    from hashlib import blake2b  # noqa: PLC0415 - OpenSSL comes with it, which `import shardmig` does not need
+
+    return "shardmig_" + blake2b(opening.encode(), digest_size=12).hexdigest()
 
 
 def _level(isolation: Isolation | None) -> str:
@@ -184,6 +205,11 @@ def read_opening(answer: PGresult, *, write: bool, isolation: str) -> Opening | 
     return Opening(
         epoch, maintenance, read_only=cell(0, 2) == b"on", isolation=isolation or (cell(0, 3) or b"").decode()
     )
+
+
+def read_asked(answer: PGresult) -> bool:
+    """Read whether the opening is prepared already, from the answer to `Form.ASKING`."""
+    return bool(answer.ntuples) and answer.get_value(0, answer.nfields - 1) == b"1"
 
 
 def read_details(answer: PGresult) -> Details:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine  # at run time it wants greenlet, which sync applications lack
     from sqlalchemy.pool import PoolProxiedConnection
 
-    from shardmig.flags.connection import Fence, Flags
+    from shardmig.flags.connection import Flags
 
 __all__ = ["SHARD", "WRITE", "install"]
 
@@ -51,7 +51,7 @@ _AUTOCOMMIT = "shardmig_autocommit"  # of a pooled connection: whether the engin
 _installed: WeakSet[object] = WeakSet()
 
 
-def install(engine: AnyEngine, flags: Flags, *, shard: str, fence: Fence = "piggyback") -> AnyEngine:
+def install(engine: AnyEngine, flags: Flags, *, shard: str) -> AnyEngine:
     """
     Have every transaction of an engine read the shard's flags at its BEGIN.
 
@@ -62,7 +62,6 @@ def install(engine: AnyEngine, flags: Flags, *, shard: str, fence: Fence = "pigg
         engine: of the dialect postgresql+psycopg, sync or async, before its first use.
         flags: what the application declares; `flags.of(session_or_connection)` then gives the view.
         shard: the shard that the engine leads to: one engine a shard.
-        fence: as in `Flags.transaction`.
 
     Returns:
         The same engine.
@@ -76,7 +75,7 @@ def install(engine: AnyEngine, flags: Flags, *, shard: str, fence: Fence = "pigg
     if core.dialect in _installed:
         raise WrongTransaction("flags are installed on this engine already; one engine a shard")
     _installed.add(core.dialect)
-    _Transactions(core, flags, shard=shard, fence=fence).listen()
+    _Transactions(core, flags, shard=shard).listen()
     flags.find_driver(_driver)
     return engine
 
@@ -84,11 +83,10 @@ def install(engine: AnyEngine, flags: Flags, *, shard: str, fence: Fence = "pigg
 class _Transactions:
     """How the transactions of one engine begin and end."""
 
-    def __init__(self, engine: Engine, flags: Flags, *, shard: str, fence: Fence) -> None:
+    def __init__(self, engine: Engine, flags: Flags, *, shard: str) -> None:
         self._engine = engine
         self._flags = flags
         self._shard = shard
-        self._fence = fence
 
     def listen(self) -> None:
         listeners: dict[str, Callable[..., None]] = {
@@ -127,7 +125,6 @@ class _Transactions:
         how: dict[str, Any] = {
             "shard": options.get(SHARD, self._shard),
             "write": options.get(WRITE, not driver.read_only),
-            "fence": self._fence,
         }
         # SQLAlchemy takes the driver out of autocommit whenever it sets an isolation level; the level itself stays.
         if self._engine.dialect.is_async:
@@ -145,7 +142,7 @@ class _Transactions:
     def _committing(self, connection: Connection) -> None:
         """Expire the view; refuse a COMMIT that the server would answer with a silent ROLLBACK."""
         driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-        had_view = self._flags.release_claim(driver)
+        had_view = self._flags.known(driver).committing()
         if had_view and driver.info.transaction_status.name == "INERROR":
             raise WrongTransaction(
                 f"shard {self._shard}: a statement failed inside and the error was caught, so everything was rolled "
@@ -159,11 +156,13 @@ class _Transactions:
 
     def _rolling_back(self, connection: Connection) -> None:
         if not connection.invalidated and not connection.closed:
-            self._flags.release_claim(connection.connection.driver_connection)
+            self._flags.known(connection.connection.driver_connection).rolling_back()
 
     def _left(self, connection: object, *_: object) -> None:
         """Expire the view of a connection that goes back to its pool, or to nowhere."""
-        self._flags.release_claim(getattr(connection, "driver_connection", connection))
+        known = self._flags.known(getattr(connection, "driver_connection", connection))
+        if known.view is not None:
+            known.rolling_back()
 
 
 def _driver(holder: object) -> object | None:

@@ -37,7 +37,7 @@ def sync_code(connection: Connection[tuple[Any, ...]]) -> int:
 
 
 async def async_code(connection: AsyncConnection[Any]) -> int:
-    async with flags.atransaction(connection, shard="eu1", fence="prepared") as view:
+    async with flags.atransaction(connection, shard="eu1") as view:
         assert_type(await view.arun(SPLIT_NAME, old=number, new=text), int | str)
         view["split_name"]  # type: ignore[index]
     with flags.override(SPLIT_NAME, State.LIVE), flags.override(ORDER_ADDRESS, State.DONE, everywhere=True):
@@ -55,7 +55,7 @@ async def text() -> str:
 
 async def sqlalchemy_code(sync_url: str, async_url: str) -> None:
     engine = install(create_engine(sync_url), flags, shard="eu1")
-    aengine = install(create_async_engine(async_url), flags, shard="us1", fence="prepared")
+    aengine = install(create_async_engine(async_url), flags, shard="us1")
     assert_type(engine, Engine)
     assert_type(aengine, AsyncEngine)
     with Session(engine) as session:
