@@ -151,6 +151,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[session]": config.SessionSettings,
     "[lint]": config.Lint,
     "[pace]": config.Pace,
+    "[maintenance]": config.Maintenance,
     "[rollout]": config.Rollout,
 }
 TABLES = {
@@ -159,6 +160,7 @@ TABLES = {
     "session",
     "lint",
     "pace",
+    "maintenance",
     "rollout",
 }  # sections of their own, or no key
 

@@ -181,3 +181,22 @@ def test_status_of_many_shards_and_flags_says_what_is_not_as_everywhere(project:
     assert 25 == len(project.run("status", "--wide").out.splitlines())
     assert "known flags: step_1" in project.run("status", "--flag", "stpe_3", code=2).err
     assert {"step_3": "LIVE"} == project.run("status", "--flag", "step_3", "-o", "json").json["shards"][0]["flags"]
+
+
+def test_a_small_shard_is_closed_for_a_while_and_a_large_one_is_told_of(project: Project) -> None:
+    """Here 1,200 customers are large and one is small."""
+    project.seed()
+    script = project.root / "migrations" / "0002_split_name.py"
+    script.write_text(script.read_text().replace("relax = ", "online = False\nrelax = "))
+    project.write_toml("[maintenance]\nrows_max = 200\n")
+    project.run("plan")
+
+    small = project.run("apply", "0002", "--shard", "eu2")
+    large = project.run("apply", "0002", "--shard", "eu1", code=1)
+
+    assert re.search(r"eu2 +offline: 0002_split_name is being applied\neu2 +serves again", small.err)
+    assert "more than maintenance.rows_max = 200, so it was not closed" in re.sub(r"\s+", " ", large.out)
+    project.run("maintenance", "on", "--shard", "eu1")
+    project.run("apply", "0002", "--shard", "eu1")
+    project.run("maintenance", "off", "--shard", "eu1")
+    assert {"shop": 2, "split_name": 2} == project.flags("eu1") == project.flags("eu2")
