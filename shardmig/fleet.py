@@ -403,6 +403,7 @@ class _Apply(_Each):
         if self._aware is not None and any(item.target is not None and item.plan.has_move for item in todo):
             await run.vouch(self._aware, todo)
         run.proves_schemas = records.shard in self._canaries
+        run.follows_canary = bool(self._canaries) and not run.proves_schemas
         if records.shard in self._canaries and any(item.target is not None for item in todo):
             await Standing.begin(run.session)
         if not todo and not held and records.shard not in self._canaries:

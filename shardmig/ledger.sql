@@ -321,7 +321,8 @@ END $$;
 CREATE FUNCTION shardmig.record_step(of_shard text, of_revision text, of_number int, my_term bigint)
     RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE shardmig.step s SET status = 'DONE', finished_at = clock_timestamp(), error = NULL
+    UPDATE shardmig.step s SET status = 'DONE', finished_at = clock_timestamp(), error = NULL,
+            attempts = greatest(s.attempts, 1), started_at = coalesce(s.started_at, clock_timestamp())
         WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number
             AND s.term = my_term AND s.status <> 'DONE';
     IF NOT FOUND THEN

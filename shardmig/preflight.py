@@ -1,16 +1,17 @@
 """
 Is a shard ready for these plans? Asked before anything changes, and answered with every reason at once.
 
-One round trip asks what the touched tables are like and what the server can do. Tables that the plans themselves create
-do not exist yet and are not asked about. Free disk is not asked either: PostgreSQL does not tell it to a client, and a
-guess would only look like an answer.
+One round trip asks what the touched tables are like and what the server can do: no more than these plans need, for a
+new server process pays for every catalog that it has not yet seen. Tables that the plans themselves create do not exist
+yet and are not asked about. Free disk is not asked either: PostgreSQL does not tell it to a client, and a guess would
+only look like an answer.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from shardmig.catalog import mode_of, qualified
 from shardmig.errors import PreflightFailed
@@ -19,12 +20,12 @@ from shardmig.plan import Move, Statement
 from shardmig.session import Query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from shardmig.plan import AcceptedPlan
-    from shardmig.session import Session
+    from shardmig.session import Result, Session
 
-__all__ = ["preflight", "touched"]
+__all__ = ["Ready", "preflight", "touched"]
 
 _GRANTABLE = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN", "ALL"})
 _LZ4 = re.compile(r"\bCOMPRESSION\s+\"?lz4\b", re.IGNORECASE)
@@ -32,22 +33,33 @@ _DIES_WITH = re.compile(r"\bREFERENCES\b.*\bON\s+DELETE\s+CASCADE\b", re.IGNOREC
 _KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "c": "a type"}
 
 
-async def preflight(session: Session, *plans: AcceptedPlan) -> list[str]:
+class Ready(NamedTuple):
+    """
+    Nothing stands in the way.
+
+    Attributes:
+        warnings: what somebody should know.
+        answers: of the questions that travelled along.
+    """
+
+    warnings: list[str]
+    answers: list[Result]
+
+
+async def preflight(session: Session, *plans: AcceptedPlan, along: Sequence[Query] = ()) -> Ready:
     """
     Ask a shard whether plans can be applied there.
 
     Args:
         session: on the shard, as the owner.
         plans: everything that is to be applied, so that a plan may build on tables of one before it.
-
-    Returns:
-        Warnings: nothing stands in the way, but somebody should know.
+        along: questions of the caller's, for the same round trip.
 
     Raises:
         PreflightFailed: with every reason and its cure. Nothing was changed.
     """
-    findings = await _ask(session, plans)
-    problems = [*_server_problems(session, findings.server)]
+    findings, answers = await _ask(session, plans, along)
+    problems = [*_grant_problems(session, findings.grantees)]
     for accepted in plans:
         problems += _structure_problems(accepted, findings)
         for _, move in accepted.plan.moves:
@@ -55,7 +67,7 @@ async def preflight(session: Session, *plans: AcceptedPlan) -> list[str]:
     if problems := list(dict.fromkeys(problems)):
         several = "\n  - ".join(["the shard is not ready:", *problems])
         raise PreflightFailed(problems[0] if len(problems) == 1 else several, shard=session.shard.name)
-    return list(dict.fromkeys(_warnings(plans, findings)))
+    return Ready(list(dict.fromkeys(_warnings(plans, findings))), answers)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -74,11 +86,6 @@ class _Table:
         owned: whether this session may do what only the owner may.
         referable: whether a foreign key of this session's tables may reference it.
         row_security: whether policies may hide rows.
-        subscribed: whether logical replication writes it.
-        published: publications that hold it.
-        columns: column → whether it is NOT NULL.
-        unique: columns of each valid, unconditional, immediate unique index on plain columns.
-        walkable: columns of each valid, unconditional btree index, in order.
     """
 
     name: str
@@ -87,8 +94,23 @@ class _Table:
     owned: bool
     referable: bool
     row_security: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """
+    What matters of an existing table whose rows are moved.
+
+    Attributes:
+        name: as the plans name it.
+        subscribed: whether logical replication writes it.
+        columns: column → whether it is NOT NULL.
+        unique: columns of each valid, unconditional, immediate unique index on plain columns.
+        walkable: columns of each valid, unconditional btree index, in order.
+    """
+
+    name: str
     subscribed: bool
-    published: list[str]
     columns: dict[str, bool]
     unique: list[list[str]]
     walkable: list[list[str]]
@@ -132,26 +154,39 @@ class _Cascade:
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """What the server can do; `missing_roles` and `locked_out` are roles of session.grant."""
+    """What the server can do, and whether it publishes anything."""
 
     may_create: bool
-    lz4: bool
-    all_tables: list[str]
-    missing_roles: list[str]
+    publishes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Grantees:
+    """Roles of session.grant that are not there, and those that may not use the schema."""
+
+    missing: list[str]
     locked_out: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """Publications of all tables, and those of each table asked about."""
+
+    all_tables: list[str]
+    tables: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
     plans: tuple[AcceptedPlan, ...]
+    server: _Server
+    grantees: _Grantees
+    lz4: bool
     tables: dict[str, _Table]
+    rows: dict[str, _Rows]
     triggers: list[_Trigger]
     cascades: list[_Cascade]
-    server: _Server
-
-    def statements(self) -> Iterator[str]:
-        for accepted in self.plans:
-            yield from (step.sql for step in accepted.plan.steps if isinstance(step, Statement))
+    published: _Published
 
     def coming(self, table: str) -> str | None:
         """Return the statement of these plans that creates a table."""
@@ -165,27 +200,54 @@ class _Findings:
     def mentions(self, word: str) -> bool:
         """Whether a statement of these plans may bring a column of this name."""
         name = re.compile(rf'(?<!\w)"?{re.escape(word)}"?(?!\w)', re.IGNORECASE)
-        return any(name.search(sql) for sql in self.statements())
+        return any(name.search(sql) for sql in _statements(self.plans))
 
 
-async def _ask(session: Session, plans: tuple[AcceptedPlan, ...]) -> _Findings:
+async def _ask(
+    session: Session, plans: tuple[AcceptedPlan, ...], along: Sequence[Query]
+) -> tuple[_Findings, list[Result]]:
     names = sorted({name for accepted in plans for name in touched(accepted)})
     asked = (names, [qualified(name) for name in names])
-    tables, triggers, cascades, server = await session.flight(
-        [
-            Query(_TABLES, asked),
-            Query(_TRIGGERS, asked),
-            Query(_CASCADES, asked),
-            Query(_SERVER, (list(session.settings.grant),)),
-        ]
+    moves = [Query(sql, asked) for sql in (_ROWS, _TRIGGERS, _CASCADES) if any(a.plan.moves for a in plans)]
+    flight = iter(
+        await session.flight(
+            [
+                Query(_SERVER),
+                *([Query(_GRANTEES, [list(session.settings.grant)])] if session.settings.grant else []),
+                *([Query(_HAS_LZ4)] if _mention_lz4(plans) else []),
+                Query(_TABLES, asked),
+                *moves,
+                *along,
+            ]
+        )
     )
-    return _Findings(
+    server = _Server(*next(flight).rows[0])
+    findings = _Findings(
         plans,
-        {row[0]: _Table(*row) for row in tables.rows},
-        [_Trigger(*row) for row in triggers.rows],
-        [_Cascade(*row) for row in cascades.rows],
-        _Server(*server.rows[0]),
+        server,
+        _Grantees(*next(flight).rows[0]) if session.settings.grant else _Grantees([], []),
+        next(flight).value if _mention_lz4(plans) else True,
+        {row[0]: _Table(*row) for row in next(flight).rows},
+        {row[0]: _Rows(*row) for row in next(flight).rows} if moves else {},
+        [_Trigger(*row) for row in next(flight).rows] if moves else [],
+        [_Cascade(*row) for row in next(flight).rows] if moves else [],
+        await _published(session, asked) if server.publishes else _Published([], {}),
     )
+    return findings, list(flight)
+
+
+async def _published(session: Session, asked: tuple[list[str], list[str]]) -> _Published:
+    all_tables, tables = await session.flight([Query(_ALL_TABLES), Query(_PUBLISHED, asked)])
+    return _Published(all_tables.value, dict(tables.rows))
+
+
+def _mention_lz4(plans: Iterable[AcceptedPlan]) -> bool:
+    return any(_LZ4.search(sql) for sql in _statements(plans))
+
+
+def _statements(plans: Iterable[AcceptedPlan]) -> Iterator[str]:
+    for accepted in plans:
+        yield from (step.sql for step in accepted.plan.steps if isinstance(step, Statement))
 
 
 def touched(accepted: AcceptedPlan) -> Iterator[str]:
@@ -202,14 +264,14 @@ def touched(accepted: AcceptedPlan) -> Iterator[str]:
 # What stands in the way
 
 
-def _server_problems(session: Session, server: _Server) -> Iterator[str]:
+def _grant_problems(session: Session, grantees: _Grantees) -> Iterator[str]:
     for role, privileges in session.settings.grant.items():
         words = {word.split("(")[0].strip().upper().removesuffix(" PRIVILEGES") for word in privileges.split(",")}
         if unknown := sorted(words - _GRANTABLE):
             yield f"session.grant gives {role} {', '.join(unknown)}, which is no privilege on a table; correct it"
-    for role in server.missing_roles:
+    for role in grantees.missing:
         yield f"role {role} of session.grant does not exist; create it or take it out"
-    for role in server.locked_out:
+    for role in grantees.locked_out:
         schema = session.shard.schema_name
         yield f"role {role} may not use schema {schema}; GRANT USAGE ON SCHEMA {schema} TO {role}"
 
@@ -225,7 +287,7 @@ def _structure_problems(accepted: AcceptedPlan, findings: _Findings) -> Iterator
                 yield f"table {name} does not exist here; apply the migration that creates it first"
         elif isinstance(step, Statement):
             yield from _rights_problems(table, step)
-    if not findings.server.lz4 and any(_LZ4.search(sql) for sql in findings.statements()):
+    if not findings.lz4 and _mention_lz4([accepted]):
         yield "this server was built without lz4; leave out COMPRESSION lz4 or use a server that has it"
 
 
@@ -249,13 +311,15 @@ def _move_problems(move: Move, findings: _Findings) -> Iterator[str]:
         if table is None and findings.coming(name) is None:
             yield f"table {name} of a move does not exist here; apply the migration that creates it first"
     for table in {id(table): table for table in (source, target) if table is not None}.values():
-        yield from _moved_table_problems(table)
+        yield from _moved_table_problems(table, findings.rows[table.name])
     if source is not None:
-        yield from key_problems(source.name, move.key, columns=source.columns, unique=source.unique)
-        yield from _column_problems(source, (*move.key, *move.restores), findings)
+        rows = findings.rows[source.name]
+        yield from key_problems(source.name, move.key, columns=rows.columns, unique=rows.unique)
+        yield from _column_problems(rows, (*move.key, *move.restores), findings)
     if target is not None:
-        yield from _column_problems(target, (*move.target_key, *move.writes), findings)
-        if move.target is not None and not any(set(columns) == set(move.target_key) for columns in target.unique):
+        rows = findings.rows[target.name]
+        yield from _column_problems(rows, (*move.target_key, *move.writes), findings)
+        if move.target is not None and not any(set(columns) == set(move.target_key) for columns in rows.unique):
             yield (
                 f"table {target.name} has no unique index on exactly ({', '.join(move.target_key)}), "
                 "by which a move finds the row to overwrite"
@@ -265,7 +329,7 @@ def _move_problems(move: Move, findings: _Findings) -> Iterator[str]:
         yield from _cascade_problems(move, findings)
 
 
-def _moved_table_problems(table: _Table) -> Iterator[str]:
+def _moved_table_problems(table: _Table, rows: _Rows) -> Iterator[str]:
     if table.kind not in {"r", "p"}:
         yield f"{table.name} is {_KINDS.get(table.kind, 'no table')}; rows can only be moved between tables"
     elif not table.owned:
@@ -278,14 +342,14 @@ def _moved_table_problems(table: _Table) -> Iterator[str]:
             f"table {table.name} has row level security: policies could hide rows from a move and its check alike; "
             f"ALTER TABLE {table.name} DISABLE ROW LEVEL SECURITY while rows are moved"
         )
-    if table.subscribed:
+    if rows.subscribed:
         yield (
             f"table {table.name} is written by logical replication, which knows nothing of dual writes; "
             "move its rows where they come from"
         )
 
 
-def _column_problems(table: _Table, columns: Iterable[str], findings: _Findings) -> Iterator[str]:
+def _column_problems(table: _Rows, columns: Iterable[str], findings: _Findings) -> Iterator[str]:
     for column in columns:
         if column not in table.columns and not findings.mentions(column):
             yield f"table {table.name} has no column {column} here, and no statement of these plans adds it"
@@ -357,19 +421,19 @@ def _dies_with_source(move: Move, findings: _Findings) -> bool:
 
 def _warnings(plans: Iterable[AcceptedPlan], findings: _Findings) -> Iterator[str]:
     for accepted in plans:
-        if findings.server.all_tables and accepted.creates:
+        if findings.published.all_tables and accepted.creates:
             yield (
-                f"publication {findings.server.all_tables[0]} is FOR ALL TABLES: "
+                f"publication {findings.published.all_tables[0]} is FOR ALL TABLES: "
                 f"subscribers need {', '.join(accepted.creates.values())} before rows arrive there"
             )
         for name in accepted.locks.values():
-            if (table := findings.tables.get(name)) and table.published:
+            if publications := findings.published.tables.get(name):
                 yield (
-                    f"table {name} is published by {', '.join(table.published)}: "
+                    f"table {name} is published by {', '.join(publications)}: "
                     "add its new columns on the subscribers first, or they stop at the next row"
                 )
         for _, move in accepted.plan.moves:
-            table = findings.tables.get(move.table)
+            table = findings.rows.get(move.table)
             if table and not any(tuple(index[: len(move.key)]) == move.key for index in table.walkable):
                 yield unwalked(move.table, move.key)
             if move.triggers == "refuse":
@@ -401,17 +465,28 @@ SELECT asked.name,
        pg_get_userbyid(c.relowner)::text,
        pg_has_role(c.relowner, 'USAGE'),
        has_table_privilege(c.oid, 'REFERENCES'),
-       c.relrowsecurity,
+       c.relrowsecurity
+FROM {_ASKED} JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+"""
+
+_PUBLISHED = f"""
+SELECT asked.name, array_agg(p.pubname::text ORDER BY p.pubname)
+FROM {_ASKED}
+JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_publication_tables AS p ON p.schemaname = n.nspname AND p.tablename = c.relname
+GROUP BY asked.name
+"""
+
+_ROWS = f"""
+SELECT asked.name,
        EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid),
-       ARRAY(SELECT p.pubname::text FROM pg_publication_tables AS p
-             WHERE p.schemaname = n.nspname AND p.tablename = c.relname ORDER BY p.pubname),
        (SELECT coalesce(jsonb_object_agg(a.attname, a.attnotnull), '{{}}') FROM pg_attribute AS a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
        coalesce(jsonb_agg(index.columns) FILTER (WHERE index.keeps_unique), '[]'),
        coalesce(jsonb_agg(index.columns) FILTER (WHERE index.is_btree), '[]')
 FROM {_ASKED}
 JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN LATERAL (
     SELECT i.indisunique AND i.indimmediate AS keeps_unique,
            m.amname = 'btree' AS is_btree,
@@ -424,7 +499,7 @@ LEFT JOIN LATERAL (
     JOIN pg_am AS m ON m.oid = x.relam
     WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
 ) AS index ON true
-GROUP BY asked.name, c.oid, c.relkind, c.relowner, c.relrowsecurity, n.nspname, c.relname
+GROUP BY asked.name, c.oid
 """
 
 # Rows of partitions and of tables that inherit are written through their parent, and fire what those have of their own.
@@ -470,11 +545,12 @@ WHERE f.contype = 'f' AND f.conparentid = 0 AND (f.confupdtype IN ('c', 'n', 'd'
 ORDER BY 1
 """
 
-_SERVER = """
-SELECT has_schema_privilege(current_schema(), 'CREATE'),
-       EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals)),
-       ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY pubname),
-       ARRAY(SELECT role FROM unnest($1::text[]) AS role WHERE to_regrole(quote_ident(role)) IS NULL),
+_SERVER = "SELECT has_schema_privilege(current_schema(), 'CREATE'), EXISTS (SELECT FROM pg_publication)"
+_HAS_LZ4 = "SELECT EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals))"
+_ALL_TABLES = "SELECT ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY pubname)"
+
+_GRANTEES = """
+SELECT ARRAY(SELECT role FROM unnest($1::text[]) AS role WHERE to_regrole(quote_ident(role)) IS NULL),
        ARRAY(SELECT role FROM unnest($1::text[]) AS role
              WHERE to_regrole(quote_ident(role)) IS NOT NULL
                AND NOT has_schema_privilege(to_regrole(quote_ident(role)), current_schema(), 'USAGE'))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
-from shardmig import catalog, ledger, maintenance, planfile, switching
+from shardmig import catalog, express, ledger, maintenance, switching
 from shardmig.edges import Edges
 from shardmig.errors import (
     DrainTimeout,
@@ -44,11 +44,12 @@ if TYPE_CHECKING:
 
     from shardmig.config import Config
     from shardmig.events import Listener
+    from shardmig.express import Arrival
     from shardmig.hosts import Host
     from shardmig.maintenance import Mode
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Plan
-    from shardmig.records import Records
+    from shardmig.records import FlagRow, Records
     from shardmig.session import Session
     from shardmig.todo import Todo
 
@@ -68,6 +69,7 @@ class Run:
         stop: set by Ctrl-C; work ends at the next safe place, recorded and resumable.
         reason: for the log of what is switched.
         proves_schemas: prove around all structure that whole schemas only grew, as on a canary.
+        follows_canary: another shard has proved the same statements in full, so the express way is open.
         mismatches: a file for the rows that a check finds wrong; None names the first of them only.
         rechecks: compare all rows before a flag goes LIVE, also where that was done before.
         host: what moves of other shards on the same server share with those here.
@@ -80,6 +82,7 @@ class Run:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str | None = None
     proves_schemas: bool = False
+    follows_canary: bool = False
     mismatches: Mismatches | None = None
     rechecks: bool = False
     host: Host | None = None
@@ -121,14 +124,16 @@ class Run:
                 f"this shard was not adopted at {after}; `shardmig adopt --shard {records.shard}` first",
                 shard=records.shard,
             )
-        for warning in await preflight(self.session, *(item.accepted for item in todo)):
-            if self.listener:
-                self.listener(Warned(records.shard, warning))
+        arrival = await self._look_and_hurry(todo, records)
+        if arrival is not None:
+            todo, self._states = arrival.left, _shown(arrival.flags)
+            if not todo:
+                return True
         by_people = records.maintenance > 0 and not self._closed
         modes: Sequence[Mode | None] = [None] * len(todo)
         if not by_people:
             modes = await maintenance.modes(self.session, todo, self.config.maintenance, listener=self.listener)
-        async with self._in_turn(self._beginning(todo, records)):
+        async with self._in_turn([] if arrival else self._beginning(todo, records), taken=arrival):
             fresh = {
                 (item.plan.revision, number)
                 for item in todo
@@ -277,9 +282,12 @@ class Run:
         return self._states or await last_states(self.session)
 
     @asynccontextmanager
-    async def _in_turn(self, beginning: Sequence[Query] = ()) -> AsyncIterator[None]:
+    async def _in_turn(self, beginning: Sequence[Query] = (), *, taken: Arrival | None = None) -> AsyncIterator[None]:
         """Take the turn, begin, and end it; a stop asked for leaves the block quietly, at a safe place."""
-        await self._take_turn(beginning)
+        if taken is None:
+            await self._take_turn(beginning)
+        else:
+            self._begin(taken.turn, taken.flags)
         try:
             yield
         except Stopped:
@@ -306,30 +314,55 @@ class Run:
                     raise
                 await self.session.reconnect()
             else:
-                self._steps = Steps(turn, self.stop, self.listener)
-                self._edges = Edges(
-                    self._steps,
-                    self.config.pace,
-                    reason=self.reason,
-                    rechecks=self.rechecks,
-                    vouched=self._vouched,
-                    mismatches=self.mismatches,
-                    host=self.host,
-                    known=flags_of(results[-1]),
-                )
+                self._begin(turn, flags_of(results[-1]))
                 return
+
+    def _begin(self, turn: Turn, flags: dict[str, FlagRow]) -> None:
+        self._steps = Steps(turn, self.stop, self.listener)
+        self._edges = Edges(
+            self._steps,
+            self.config.pace,
+            reason=self.reason,
+            rechecks=self.rechecks,
+            vouched=self._vouched,
+            mismatches=self.mismatches,
+            host=self.host,
+            known=flags,
+        )
 
     def _beginning(self, todo: Sequence[Todo], records: Records) -> list[Query]:
         """Enter all plans: from here on the shard's own ledger says what is going on."""
-        positions = {accepted.plan.revision: place for place, accepted in enumerate(self.plans, 1)}
+        positions = self._positions()
         return [
             query
             for item in todo
             if item.plan.revision not in records.migrations
-            for query in begin_migration(
-                records.shard, item.plan, position=positions[item.plan.revision], text=planfile.dumps(item.plan)
-            )
+            for query in begin_migration(records.shard, item.plan, position=positions[item.plan.revision])
         ]
+
+    def _positions(self) -> dict[str, int]:
+        return {accepted.plan.revision: place for place, accepted in enumerate(self.plans, 1)}
+
+    async def _look_and_hurry(self, todo: Sequence[Todo], records: Records) -> Arrival | None:
+        """See that the shard is ready; then go the express way, if it is open and every table quiet."""
+        hurries = self.follows_canary and express.fits(todo, records) and not self.stop.is_set()
+        along = express.questions(todo, self.session.settings) if hurries else []
+        ready = await preflight(self.session, *(item.accepted for item in todo), along=along)
+        for warning in ready.warnings:
+            if self.listener:
+                self.listener(Warned(records.shard, warning))
+        tables = express.quiet_tables(todo, ready.answers) if hurries else None
+        if tables is None:
+            return None
+        return await express.travel(
+            self.session,
+            todo,
+            records,
+            tables,
+            positions=self._positions(),
+            reason=self.reason,
+            listener=self.listener,
+        )
 
     def _proved(self) -> AbstractAsyncContextManager[None]:
         """Prove on the canary that whole schemas only grew; elsewhere a locked table is proved in its transaction."""
@@ -363,4 +396,8 @@ class Run:
             _, flags = await self.session.flight([self._steps.turn.end(), flags_query(self._steps.turn.shard)])
         except (pg.Error, ShardError):
             return
-        self._states = tuple((row.flag, State(row.state).name) for row in flags_of(flags).values())
+        self._states = _shown(flags_of(flags))
+
+
+def _shown(flags: dict[str, FlagRow]) -> tuple[tuple[str, str], ...]:
+    return tuple((row.flag, State(row.state).name) for row in flags.values())

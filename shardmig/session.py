@@ -40,6 +40,7 @@ __all__ = [
     "is_transient",
     "open_session",
     "pointer",
+    "set_settings",
     "sqlstate",
 ]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shardmig.plan import Plan
     from shardmig.turn import Turn
 
-__all__ = ["Steps", "Stopped"]
+__all__ = ["Steps", "Stopped", "in_doubt"]
 
 _UNCHANGED = "; nothing was changed there"  # what a refused connection adds, which an earlier COMMIT may belie
 
@@ -124,8 +124,13 @@ class Steps:
         except ShardUnreachable as gone:
             if not isinstance(lost, InDoubt):
                 raise
-            raise InDoubt(
-                f"the connection broke during COMMIT and did not come back ({gone.args[0].removesuffix(_UNCHANGED)}); "
-                "apply again: the ledger there decides whether the step happened",
-                shard=self.turn.shard,
-            ) from lost
+            raise in_doubt(gone, self.turn.shard) from lost
+
+
+def in_doubt(gone: ShardUnreachable, shard: str) -> InDoubt:
+    """Say that nobody here knows what became of the last COMMIT, for the server did not come back."""
+    return InDoubt(
+        f"the connection broke during COMMIT and did not come back ({gone.args[0].removesuffix(_UNCHANGED)}); "
+        "apply again: the ledger there decides whether the step happened",
+        shard=shard,
+    )

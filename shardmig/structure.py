@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shardmig.todo import Todo
     from shardmig.turn import Turn
 
-__all__ = ["Structure", "build_index", "execute_together", "execute_under_lock"]
+__all__ = ["Structure", "build_index", "execute_together", "execute_under_lock", "recorded"]
 
 
 @dataclass(slots=True)
@@ -69,7 +69,6 @@ class Structure:
     async def _under_lock(self, accepted: AcceptedPlan, number: int) -> None:
         await execute_under_lock(
             self.steps.turn,
-            self.settings,
             accepted,
             number,
             listener=self.steps.listener,
@@ -92,12 +91,12 @@ async def execute_together(
     turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, numbers: Sequence[int], *, fresh: bool = False
 ) -> None:
     """Execute statements that lock no existing relation, in one transaction with their records."""
-    queries = []
+    queries: list[Query] = []
     for number in numbers:
         if fresh:
             queries.append(turn.claiming(accepted.plan.revision, number))
         if fresh or not (await turn.claim(accepted.plan.revision, number)).done:
-            queries += _recorded(turn, settings, accepted, number)
+            queries += recorded(turn, accepted, number)
     if not queries:
         return
     limits = {
@@ -110,7 +109,6 @@ async def execute_together(
 
 async def execute_under_lock(
     turn: Turn,
-    settings: SessionSettings,
     accepted: AcceptedPlan,
     number: int,
     *,
@@ -129,7 +127,7 @@ async def execute_under_lock(
         await locking.under_lock(
             turn.session,
             accepted.locks[number],
-            [*claim, *_recorded(turn, settings, accepted, number)],
+            [*claim, *recorded(turn, accepted, number)],
             mode=locking.mode_of(_statement(accepted, number).sql),
             further=accepted.locked(number)[1:],
             on_wait=listener,
@@ -180,12 +178,12 @@ async def _index_is_valid(turn: Turn, name: str) -> bool | None:
     return None if found.value is None else bool(found.value)
 
 
-def _recorded(turn: Turn, settings: SessionSettings, accepted: AcceptedPlan, number: int) -> list[Query]:
+def recorded(turn: Turn, accepted: AcceptedPlan, number: int) -> list[Query]:
     """Put the record first, then the statement, then the rights that roles get on the table it creates."""
     queries = [turn.record_step(accepted.plan.revision, number), Query(_statement(accepted, number).sql)]
     if (table := accepted.creates.get(number)) is not None:
         name = ".".join(quote(part) for part in table.split("."))
-        for role, rights in settings.grant.items():
+        for role, rights in turn.session.settings.grant.items():
             queries.append(Query(f"GRANT {rights} ON {name} TO {quote(role)}"))
             queries += _use_of_sequences(name, role)
     return queries

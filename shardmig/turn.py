@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import asynccontextmanager, suppress
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
+from shardmig import planfile
 from shardmig.errors import Fenced, ShardError
 from shardmig.ledger import os_user, translated
 from shardmig.plan import step_sha256
@@ -33,6 +35,7 @@ _CLAIM = "SELECT shardmig.claim_step($1, $2, $3, $4)"
 _STEP = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 AND revision = $2 AND number = $3"
 
 
+@cache
 def holder_name() -> str:
     """Name this runner for others: user, host and process."""
     return f"{os_user()}@{socket.gethostname()} pid {os.getpid()}"
@@ -106,6 +109,14 @@ class Turn:
     def claiming(self, revision: str, number: int) -> Query:
         """Claim a step in the transaction that does it: for a step that nobody can have done."""
         return Query(_CLAIM, (self.shard, revision, number, self.term))
+
+    def taking(self) -> Query:
+        """Take the turn in a flight that does more, when the term before it was just read; `hold` behind it decides."""
+        return Query(
+            "UPDATE shardmig.runner SET term = $2, holder = $3, since = clock_timestamp() "
+            "WHERE shard = $1 AND term = $2 - 1",
+            (self.shard, self.term, holder_name()),
+        )
 
     def hold(self) -> Query:
         """Refuse the transaction unless this is still our turn; a successor waits until it ends."""
@@ -217,29 +228,38 @@ def _raise_term(session: Session) -> Query:
     )
 
 
-def begin_migration(shard: str, plan: Plan, *, position: int, text: str) -> list[Query]:
+def begin_migration(shard: str, plan: Plan, *, position: int, text: str | None = None, term: int = 0) -> list[Query]:
     """
     Enter a plan, its steps and its flag; everything is there already when it was begun before.
 
     The plan kept is the one first begun: `pending` compares it with the committed one.
+
+    Args:
+        shard: the shard's name.
+        plan: the plan.
+        position: its place in the history, from 1.
+        text: what is kept of it; the plan as a file by default.
+        term: who may record the steps without claiming them first; 0 is nobody.
     """
+    written, sha256, hashes = _written(plan)
     touch = any(move.touch_source for _, move in plan.moves)
     return [
         Query(
             "INSERT INTO shardmig.migration (shard, revision, position, flag, sha256, plan, started_by) "
             "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
-            (shard, plan.revision, position, plan.flag, plan.sha256, text, holder_name()),
+            (shard, plan.revision, position, plan.flag, sha256, text or written, holder_name()),
         ),
         Query(
-            "INSERT INTO shardmig.step (shard, revision, number, kind, sha256) "
-            "SELECT $1, $2, n, k, h FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h) "
+            "INSERT INTO shardmig.step (shard, revision, number, kind, sha256, term) "
+            "SELECT $1, $2, n, k, h, $6 FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h) "
             "ON CONFLICT DO NOTHING",
             (
                 shard,
                 plan.revision,
                 list(range(1, len(plan.steps) + 1)),
                 [step.kind for step in plan.steps],
-                [step_sha256(step) for step in plan.steps],
+                hashes,
+                term,
             ),
         ),
         Query(
@@ -248,6 +268,12 @@ def begin_migration(shard: str, plan: Plan, *, position: int, text: str) -> list
             (shard, plan.flag, plan.revision, plan.has_move, plan.cross_table, touch, list(plan.needs)),
         ),
     ]
+
+
+@lru_cache(maxsize=1024)
+def _written(plan: Plan) -> tuple[str, str, list[str]]:
+    """Write a plan, hash it and its steps: once, not once a shard."""
+    return planfile.dumps(plan), plan.sha256, [step_sha256(step) for step in plan.steps]
 
 
 def finish_migration(shard: str, revision: str) -> Query:

@@ -29,7 +29,7 @@ async def ask(shard: Shard, *plans: AcceptedPlan, user: str = "shop_migrator", *
     through = Shard.model_validate({"name": shard.name, "url": url})
     how = SessionSettings(**{"owner": "shop_owner", **settings})
     async with open_session(through, how, pg_versions=(12, 18)) as session:
-        return await preflight(session, *plans)
+        return (await preflight(session, *plans)).warnings
 
 
 async def reasons(shard: Shard, *plans: AcceptedPlan, **settings: Any) -> list[str]:
