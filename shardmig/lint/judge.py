@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Judge", "judge_text"]
 
 _FORBIDDEN = re.compile("[\0\r\u202a-\u202e\u2066-\u2069]")
+_NAMES = {"RangeVar": ("schemaname", "relname"), "IndexStmt": ("idxname",)}
 _WHAT = {"\0": "a NUL character", "\r": "a carriage return"}
 
 
@@ -143,7 +144,24 @@ def judge_text(scope: Scope, sql: str, world: Callable[[Judge, Node], None]) -> 
         judge.refuse(rules.OneStatement, None, f"{count} in one step: what follows the first hides behind it; split it")
     for statement in statements:
         world(judge, statement)
+        if '"' in sql:
+            _dots(judge, statement)
     return judge
+
+
+def _dots(judge: Judge, statement: Node) -> None:
+    """Refuse names of relations with a dot in them: they read like a schema and a name, and are neither."""
+    home = next(iter(judge.scope.settings.schemas), "public")
+    for node in sqltree.walk(statement):
+        for field in _NAMES.get(node.kind, ()):
+            schema, dot, name = node.get(field, "").rpartition(".")
+            if dot:
+                judge.refuse(
+                    rules.DottedName,
+                    node,
+                    f'"{schema}.{name}" is one name with a dot in it, not {name} of schema {schema}; write them apart',
+                    fix=f'"{name}"' + ("" if schema == home else f', schema="{schema}"'),
+                )
 
 
 def _readable(judge: Judge) -> bool:

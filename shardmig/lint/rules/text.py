@@ -6,6 +6,7 @@ from shardmig.lint.violation import Rule
 
 __all__ = [
     "CatalogName",
+    "DottedName",
     "HiddenText",
     "LongName",
     "NotSql",
@@ -172,3 +173,23 @@ class UnknownSyntax(Rule):
 
     code, name = "SM010", "unknown-syntax"
     INVALID = ("CREATE TABLE x (id int) USING heap2", "CREATE SEQUENCE s RESTART 5")
+
+
+class DottedName(Rule):
+    """
+    Refuses tables and indexes whose name has a dot in it.
+
+    Why: `op.add_column("app.customer", …)` means a table that is called "app.customer", not the table customer of the
+    schema app; on the server it does not exist, and in plans, messages and the ledger the two could not be told apart.
+    Example: `ALTER TABLE "app.customer" ADD COLUMN n int`.
+    Use instead: `schema="app"`; nothing for the shard's own schema. In `move_rows`, `"app.customer"` is the table
+    customer of app.
+    """
+
+    code, name = "SM011", "dotted-name"
+    VALID = ('ALTER TABLE "public"."customer" ADD COLUMN "first.name" int',)
+    INVALID = (
+        'ALTER TABLE "public.customer" ADD COLUMN n int',
+        'CREATE TABLE "app.note" (id int)',
+        'CREATE INDEX CONCURRENTLY "customer.by_email" ON customer (email)',
+    )
