@@ -11,7 +11,7 @@ import select
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from psycopg.pq import ExecStatus
+from psycopg.pq import DiagnosticField, ExecStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -34,6 +34,7 @@ class Actor:
     Attributes:
         name: for the schedule.
         gives_way: it may be cancelled when everybody waits for everybody, and then begins again.
+        isolation: of its transaction. One that fails with 40001 is over, and has left nothing.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class Actor:
         program: Callable[[], Generator[Query | str, int, None]],
         *,
         gives_way: bool = False,
+        isolation: str = "READ COMMITTED",
     ) -> None:
         self.name = name
+        self.isolation = isolation
         self.gives_way = gives_way
         self._pgconn = connection.pgconn
         self._socket = connection.fileno()
@@ -55,7 +58,7 @@ class Actor:
     def begin(self) -> None:
         self.done = self.waiting = False
         self._statements = self._program()
-        self._pgconn.exec_(b"BEGIN")
+        self._pgconn.exec_(f"BEGIN ISOLATION LEVEL {self.isolation}".encode())
         self._next: Query | str = next(self._statements)
 
     def step(self, server: psycopg.Connection[Any]) -> None:
@@ -84,10 +87,14 @@ class Actor:
         hits, error = 0, None
         while (result := self._pgconn.get_result()) is not None:
             if result.status == ExecStatus.FATAL_ERROR:
-                error = result.error_message.decode()
+                error = result
             hits = result.ntuples or int(result.command_tuples or 0)
         if error is not None:
-            raise RuntimeError(f"{self.name}: {error}")
+            if error.error_field(DiagnosticField.SQLSTATE) != b"40001":
+                raise RuntimeError(f"{self.name}: {error.error_message.decode()}")
+            self._pgconn.exec_(b"ROLLBACK")
+            self.done = True
+            return
         try:
             self._next = self._statements.send(hits)
         except StopIteration:

@@ -16,6 +16,7 @@ from forced.stage import play
 from model.cases import FAILING, HOLDING, Case
 from model.fences import Standby
 from model.rows import Rows
+from psycopg import errors as pg
 from servers import standby_of
 
 from shardmig import switching
@@ -115,3 +116,30 @@ async def test_the_ledger_refuses_a_runner_that_forgets(shard: Shard, connect: C
         played = await stage.run(SCHEDULES[case.name].steps)
 
     assert ([], ["SwitchRefused"]) == (played.wrong, played.refused)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is not built for its price alone: no schedule goes wrong with it, but those who read would have to write
+
+
+async def test_a_lock_on_the_flag_makes_a_writer_of_whoever_reads(shard: Shard, connect: Connect) -> None:
+    """FOR KEY SHARE costs every reading transaction an id and WAL, and none of it works on a standby."""
+    async with play(shard, connect, Rows(), isolation="READ COMMITTED", weakened=False):
+        app, has_id = connect(shard), "SELECT pg_current_xact_id_if_assigned() IS NOT NULL"
+        reads, locks = "SELECT state FROM shardmig.flag", "SELECT state FROM shardmig.flag FOR KEY SHARE"
+        for statement, writes in ((reads, False), (locks, True)):
+            with app.transaction():
+                app.execute(statement)
+                assert (writes,) == app.execute(has_id).fetchone()
+
+        app.read_only = True
+        with pytest.raises(pg.ReadOnlySqlTransaction), app.transaction():
+            app.execute(locks)
+
+
+async def test_a_message_in_every_transaction_forbids_two_phases(shard: Shard, connect: Connect) -> None:
+    async with play(shard, connect, Rows(), isolation="READ COMMITTED", weakened=False):
+        app = connect(shard)
+        app.execute("BEGIN; NOTIFY shardmig")
+        with pytest.raises(pg.FeatureNotSupported, match="NOTIFY"):
+            app.execute("PREPARE TRANSACTION 'told'")

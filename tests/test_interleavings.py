@@ -8,6 +8,7 @@ found by at least one schedule.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -66,10 +67,16 @@ PAIRS = tuple(itertools.combinations_with_replacement(OPS, 2))
 # Who takes part
 
 
-def writer(op: str, name: str, *, new_first: bool = False, both: bool = False) -> Program:
-    """Write both tables, old first; what is not there in old is left alone in new."""
+def writer(op: str, name: str, *, new_first: bool = False, both: bool = False, looks: bool = False) -> Program:
+    """
+    Write both tables, old first; what is not there in old is left alone in new.
+
+    With `looks` it reads something before, as a flag is read: at REPEATABLE READ that is when its snapshot is taken.
+    """
 
     def program() -> Generator[Query | str, int, None]:
+        if looks:
+            yield "SELECT FROM orders"
         old = {
             "put": f"INSERT INTO orders VALUES (1, '{name}') ON CONFLICT (id) DO UPDATE SET street = excluded.street",
             "set": f"UPDATE orders SET street = '{name}' WHERE id = 1",
@@ -138,13 +145,20 @@ class Stage:
         # All waiting is ended by the schedule, none by the server's clock.
         self.connections = [connect(shard, options="-c deadlock_timeout=60s") for _ in range(3)]
 
-    def play(self, before: Before, mover: Program, *writers: Program, back: bool = False, first: bool = False) -> Tally:
-        """Run every schedule of a mover and two writers; wrong is a row that disagrees afterwards."""
-        programs = [("mover", mover), *zip("AB", writers, strict=True)]
-        actors = [
-            Actor(name, connection, program, gives_way=name == "mover")
-            for (name, program), connection in zip(programs, self.connections, strict=True)
-        ]
+    def play(
+        self,
+        before: Before,
+        mover: Program,
+        *writers: Program,
+        back: bool = False,
+        first: bool = False,
+        isolation: str = "READ COMMITTED",
+    ) -> Tally:
+        """Run every schedule of a mover and one or two writers; wrong is a row that disagrees afterwards."""
+        first_one, *others = self.connections
+        actors = [Actor("mover", first_one, mover, gives_way=True)]
+        for name, program, connection in zip("AB", writers, others, strict=False):
+            actors.append(Actor(name, connection, program, isolation=isolation))
         return every_schedule(
             actors,
             self.look,
@@ -153,9 +167,9 @@ class Stage:
             first=first,
         )
 
-    def find(self, before: Before, mover: Program, *writers: Program, back: bool = False) -> Tally:
+    def find(self, before: Before, mover: Program, *writers: Program, back: bool = False, **how: Any) -> Tally:
         """Run schedules until one goes wrong."""
-        return self.play(before, mover, *writers, back=back, first=True)
+        return self.play(before, mover, *writers, back=back, first=True, **how)
 
     def _prepare(self, before: Before) -> None:
         old, new = before
@@ -239,6 +253,48 @@ def test_no_schedule_of_a_repair_and_two_writers_makes_rows_differ(
     assert [] == tally.wrong[:5]
 
 
+TOUCHES = MOVE.model_copy(update={"forward": derivation.forward(replace(SHAPE, touch=True), TO_NEW)})
+ONE_SNAPSHOT = ("REPEATABLE READ", "SERIALIZABLE")
+
+
+@pytest.mark.parametrize("isolation", ONE_SNAPSHOT)
+@pytest.mark.parametrize("before", ["not moved yet", "moved before", "dead value", "nothing"])
+def test_writers_with_one_snapshot_are_right_or_fail_when_the_move_touches_its_source(
+    stage: Stage, before: str, isolation: str
+) -> None:
+    for op in OPS:
+        one = writer(op, "a", looks=True)
+        tally = stage.play(BEFORE_FORWARD[before], batch(TOUCHES), one, isolation=isolation)
+        assert [] == tally.wrong[:5]
+        assert tally.schedules > 5
+
+
+@pytest.mark.parametrize("isolation", ONE_SNAPSHOT)
+@pytest.mark.parametrize("before", BEFORE_BACK.values(), ids=BEFORE_BACK)
+def test_writers_with_one_snapshot_are_right_or_fail_while_rows_move_back(
+    stage: Stage, before: Before, isolation: str
+) -> None:
+    for op in OPS:
+        tally = stage.play(before, reverse(), writer(op, "a", looks=True), back=True, isolation=isolation)
+        assert [] == tally.wrong[:5]
+        assert tally.schedules > 5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("isolation", ONE_SNAPSHOT)
+@pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
+@pytest.mark.parametrize("back", [False, True], ids=["forward", "back"])
+def test_two_writers_with_one_snapshot_are_right_or_fail(
+    stage: Stage, pair: tuple[str, str], isolation: str, *, back: bool
+) -> None:
+    before = BEFORE_BACK["stale"] if back else BEFORE_FORWARD["moved before"]
+    writers = (writer(op, name, looks=True) for op, name in zip(pair, "ab", strict=True))
+    tally = stage.play(before, reverse() if back else batch(TOUCHES), *writers, back=back, isolation=isolation)
+
+    print(f"\n{tally.schedules} schedules")  # noqa: T201
+    assert [] == tally.wrong[:5]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What does not
 
@@ -303,6 +359,16 @@ def test_a_move_back_that_does_not_lock_what_it_reads_is_found(stage: Stage) -> 
     tally = stage.find(BEFORE_BACK["stale"], reverse(CARELESS), writer("set", "a"), writer("put", "b"), back=True)
 
     assert tally.wrong
+
+
+@pytest.mark.parametrize("isolation", ONE_SNAPSHOT)
+def test_writers_with_one_snapshot_are_found_when_the_move_does_not_touch_its_source(
+    stage: Stage, isolation: str
+) -> None:
+    """WriteRefused prevents it, at both levels."""
+    one = writer("delete", "a", looks=True)
+
+    assert stage.find(BEFORE_FORWARD["not moved yet"], batch(), one, isolation=isolation).wrong
 
 
 def test_the_move_played_here_is_the_one_that_runs() -> None:

@@ -41,8 +41,9 @@ VERSIONS = (12, 19)
 class Walk:
     """A runner on one shard, and what it has seen."""
 
-    def __init__(self, run: Run, look: psycopg.Connection[Any], flips: list[FlagSwitched]) -> None:
+    def __init__(self, run: Run, look: psycopg.Connection[Any], flips: list[FlagSwitched], *, touches: bool) -> None:
         self.run = run
+        self.touches = touches
         self.look = look
         self.flips = flips
         self.wrong: list[str] = []
@@ -56,7 +57,9 @@ class Walk:
 
 
 @pytest.fixture
-async def walk(shard: Shard, config: Callable[..., Config], connect: Connect) -> AsyncIterator[Walk]:
+async def walk(
+    request: pytest.FixtureRequest, shard: Shard, config: Callable[..., Config], connect: Connect
+) -> AsyncIterator[Walk]:
     settings = config(pace={"batch_rows": 8, "batch_rows_min": 1, "batch_rows_max": 8})  # several batches a move
     flips: list[FlagSwitched] = []
 
@@ -66,15 +69,20 @@ async def walk(shard: Shard, config: Callable[..., Config], connect: Connect) ->
 
     look = connect(shard)
     async with open_session(shard, settings.session, pg_versions=VERSIONS) as session:
-        run = Run(session, settings, accepted(settings.lint), listener=hear)
+        run = Run(session, settings, accepted(settings.lint, touch=touches(request)), listener=hear)
         records = await run.records()
         todo, _ = pending(run.plans, records, until=Until.STRUCTURE)
         await run.apply(todo, records)
         prepare(look)
-        yield Walk(run, look, flips)
+        yield Walk(run, look, flips, touches=touches(request))
+
+
+def touches(request: pytest.FixtureRequest) -> bool:
+    return bool(getattr(request, "param", False))
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("walk", [False, True], indirect=True, ids=["one snapshot refused", "source touched"])
 async def test_no_write_is_lost_and_no_read_is_wrong_whatever_happens(walk: Walk, shard: Shard) -> None:
     began = time.monotonic()
     with Traffic(shard.url.get_secret_value(), shard.name) as traffic:
@@ -84,11 +92,16 @@ async def test_no_write_is_lost_and_no_read_is_wrong_whatever_happens(walk: Walk
         walk.wrong += disagreements(walk.look, flag, State.OLD)
 
     print(f"\n{CYCLES} cycles, {len(walk.flips)} flips, {traffic.transactions} transactions, "  # noqa: T201
-          f"{time.monotonic() - began:.0f} s: {dict(traffic.counts)}")  # fmt: skip
+          f"{time.monotonic() - began:.0f} s: {dict(traffic.counts)}, {traffic.long} long, "
+          f"{dict(traffic.levels)}")  # fmt: skip
     assert [] == traffic.wrong[:20]
     assert [] == walk.wrong[:20]
     assert len(walk.flips) == 12 * CYCLES
-    assert {"written", "read", "rolled back", "prepared", "refused", "40001", "connection lost"} == set(traffic.counts)
+    assert traffic.long
+    assert 3 == len(traffic.levels)
+    refused = set() if walk.touches else {"refused"}
+    expected = {"written", "read", "rolled back", "prepared", "40001", "was there", "connection lost"} | refused
+    assert expected == set(traffic.counts)
 
 
 async def test_without_the_drain_the_same_traffic_finds_wrong_rows(

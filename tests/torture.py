@@ -35,14 +35,20 @@ __all__ = ["ADDRESS", "LABEL", "ROWS", "Traffic", "accepted", "disagreements", "
 
 LABEL, ADDRESS = Flag("label"), Flag("address")
 ROWS = 40
+LONG_S = 1.0
 _HASH = "0" * 64
 
 # --------------------------------------------------------------------------------------------------------------------
 # What is migrated
 
 
-def plans() -> Iterator[Plan]:
-    """One table whose column moves, and one whose column moves into a second table."""
+def plans(*, touch: bool) -> Iterator[Plan]:
+    """
+    One table whose column moves, and one whose column moves into a second table.
+
+    Args:
+        touch: whether the second move touches its source rows, so that writers with one snapshot need not be refused.
+    """
     yield Plan(
         revision="0001_shop",
         parent=None,
@@ -76,7 +82,7 @@ def plans() -> Iterator[Plan]:
             Switch(to=State.LIVE),
         ),
     )
-    two = derivation.Shape("orders", ("id",), "order_address", ("order_id",))
+    two = derivation.Shape("orders", ("id",), "order_address", ("order_id",), touch=touch)
     to_new, to_old = {"line": "'new ' || street"}, {"street": "substr(line, 5)"}
     yield Plan(
         revision="0003_address",
@@ -93,6 +99,7 @@ def plans() -> Iterator[Plan]:
                 target_key=("order_id",),
                 writes=("line",),
                 restores=("street",),
+                touch_source=touch,
                 forward=derivation.forward(two, to_new),
                 check=derivation.check(two, to_new, {"line": "TEXT"}),
                 orphans=derivation.orphans(two),
@@ -105,9 +112,9 @@ def plans() -> Iterator[Plan]:
     )
 
 
-def accepted(settings: Lint) -> list[AcceptedPlan]:
+def accepted(settings: Lint, *, touch: bool) -> list[AcceptedPlan]:
     history, made = History(settings), []
-    for plan in plans():
+    for plan in plans(touch=touch):
         made.append(history.accept(plan))
         history.add(plan)
     return made
@@ -155,12 +162,24 @@ class _Row(NamedTuple):
         return self.connection.execute(sql, values).rowcount > 0
 
 
-def _put_item(row: _Row, value: str) -> bool:
+def _insert_item(row: _Row, value: str) -> bool:
+    """Fail where there is such a row."""
+    columns = _columns(row, value)
+    sql = f"INSERT INTO item (id, {', '.join(columns)}) VALUES ({', '.join(['%s'] * (1 + len(columns)))})"
+    return row.hit(sql, row.number, *columns.values())
+
+
+def _columns(row: _Row, value: str) -> dict[str, str]:
     state, columns = row.view[LABEL], {}
     if state.writes_old:
         columns["word"] = value
     if state.writes_new:
         columns["label"] = "new " + value
+    return columns
+
+
+def _put_item(row: _Row, value: str) -> bool:
+    columns = _columns(row, value)
     names, updates = ", ".join(columns), ", ".join(f"{name} = excluded.{name}" for name in columns)
     marks = ", ".join(["%s"] * (1 + len(columns)))
     sql = f"INSERT INTO item (id, {names}) VALUES ({marks}) ON CONFLICT (id) DO UPDATE SET {updates}"
@@ -168,11 +187,7 @@ def _put_item(row: _Row, value: str) -> bool:
 
 
 def _set_item(row: _Row, value: str) -> bool:
-    state, columns = row.view[LABEL], {}
-    if state.writes_old:
-        columns["word"] = value
-    if state.writes_new:
-        columns["label"] = "new " + value
+    columns = _columns(row, value)
     updates = ", ".join(f"{name} = %s" for name in columns)
     return row.hit(f"UPDATE item SET {updates} WHERE id = %s", *columns.values(), row.number)
 
@@ -182,6 +197,17 @@ def _delete_item(row: _Row, _: str) -> bool:
 
 
 _UPSERT_ADDRESS = "INSERT INTO order_address VALUES (%s, %s) ON CONFLICT (order_id) DO UPDATE SET line = excluded.line"
+
+
+def _insert_order(row: _Row, value: str) -> bool:
+    """Fail where there is such an order; what is left of its address is overwritten."""
+    if row.view[ADDRESS] is State.DONE:
+        row.hit("INSERT INTO orders (id) VALUES (%s)", row.number)
+    return row.view.run(
+        ADDRESS,
+        old=lambda: row.hit("INSERT INTO orders (id, street) VALUES (%s, %s)", row.number, value),
+        new=lambda: row.hit(_UPSERT_ADDRESS, row.number, "new " + value),
+    )
 
 
 def _put_order(row: _Row, value: str) -> bool:
@@ -222,12 +248,15 @@ def _delete_order(row: _Row, _: str) -> bool:
 
 
 _WRITES: dict[Flag, tuple[Callable[[_Row, str], bool], ...]] = {
-    LABEL: (_put_item, _put_item, _set_item, _delete_item),
-    ADDRESS: (_put_order, _put_order, _set_order, _delete_order),
+    LABEL: (_insert_item, _put_item, _put_item, _set_item, _delete_item),
+    ADDRESS: (_insert_order, _put_order, _put_order, _set_order, _delete_order),
 }
 
 # --------------------------------------------------------------------------------------------------------------------
 # Traffic
+
+
+_LEVELS: tuple[Isolation, ...] = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
 class _RolledBack(Exception):
@@ -236,6 +265,14 @@ class _RolledBack(Exception):
 
 class _Gone(Exception):
     """The transaction was prepared, or its connection broke: nothing is left to end."""
+
+
+_ENDS: dict[type[Exception], str] = {
+    _RolledBack: "rolled back",
+    WriteRefused: "refused",
+    pg.SerializationFailure: "40001",
+    pg.UniqueViolation: "was there",
+}
 
 
 @dataclass
@@ -247,9 +284,11 @@ class Traffic:
         url: of the shard.
         shard: its name.
         threads: how many; every second one remembers flags for itself, as another process does.
-        pause_s: longest ordinary pause inside a transaction; a few are ten times as long.
+        pause_s: longest ordinary pause inside a transaction; a few are ten times as long, and very few are LONG_S.
         seed: of what they do.
         counts: what became of transactions.
+        levels: how many transactions there were at each isolation level.
+        long: how many stayed open for LONG_S.
         wrong: reads that were not as written; deadlocks and surprises too.
     """
 
@@ -259,6 +298,8 @@ class Traffic:
     pause_s: float = 0.03
     seed: int = 1
     counts: Counter[str] = field(default_factory=Counter)
+    levels: Counter[str] = field(default_factory=Counter)
+    long: int = 0
     wrong: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _workers: list[threading.Thread] = field(default_factory=list)
@@ -310,7 +351,8 @@ class _Worker:
     def _transaction(self, connection: psycopg.Connection[Any]) -> str:
         dice = self.dice
         flag, kind = dice.choice((LABEL, ADDRESS)), dice.random()
-        isolation: Isolation = "REPEATABLE READ" if dice.random() < 0.25 else "READ COMMITTED"
+        [isolation] = dice.choices(_LEVELS, (70, 20, 10))
+        self.traffic.levels[str(isolation)] += 1
         writes = kind > 0.35
         try:
             with self.flags.transaction(
@@ -323,14 +365,10 @@ class _Worker:
                     return "written"
                 self._read(connection, view, flag)
                 return "read"
-        except _RolledBack:
-            return "rolled back"
+        except tuple(_ENDS) as end:
+            return _ENDS[type(end)]
         except _Gone as gone:
             return str(gone)
-        except WriteRefused:
-            return "refused"
-        except pg.SerializationFailure:
-            return "40001"
         except pg.DeadlockDetected as error:
             self.traffic.wrong.append(f"deadlock: {error}")
             return "deadlock"
@@ -339,7 +377,10 @@ class _Worker:
             return "surprise"
 
     def _pause(self) -> None:
-        if self.dice.random() < 0.3:
+        if self.dice.random() < 0.0015:
+            self.traffic.long += 1
+            time.sleep(LONG_S)
+        elif self.dice.random() < 0.3:
             longest_s = self.traffic.pause_s * (10 if self.dice.random() < 0.03 else 1)
             time.sleep(self.dice.random() * longest_s)
 

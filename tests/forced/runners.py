@@ -35,7 +35,14 @@ _FLAG_LOCKS = (
 _LEASES = "SELECT FROM lease JOIN shardmig.flag ON lease.state <> flag.state WHERE until > clock_timestamp()"
 
 
-class _PurgesAtOnce(MoveRun):
+class _MovesBlindly(MoveRun):
+    """Compares nothing on its way: the move alone must be right."""
+
+    async def _sample(self, after: Key | None, upto: Key) -> None:
+        """Look at nothing."""
+
+
+class _PurgesAtOnce(_MovesBlindly):
     """Removes an orphan by the delete alone."""
 
     def _purge(self, after: Key | None, upto: Key | None) -> list[Query]:
@@ -148,7 +155,7 @@ class Runner(_Working):
         rows = self.stage.rows
         if wait not in rows.without:
             await self.drain()
-        kind = _PurgesAtOnce if rows.purge == "one" else MoveRun
+        kind = _PurgesAtOnce if rows.purge == "one" else _MovesBlindly
         base = self.here.run(direction)
         run = kind(base.turn, base.revision, base.number, base.move, direction, base.pace)
         await run._claim()
@@ -158,7 +165,6 @@ class Runner(_Working):
             await run._next_batch()
         if left and direction == "forward" and self.here.move.cross_table and rows.purge != "no":
             await run._repair(_SEEN, None, None)
-        # Nobody compares: the move alone must be right.
         await self.here.finish(column)
 
     # -- mechanisms that do not work -----------------------------------------------------------------------------------
