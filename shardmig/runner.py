@@ -124,7 +124,7 @@ class Run:
                 f"this shard was not adopted at {after}; `shardmig adopt --shard {records.shard}` first",
                 shard=records.shard,
             )
-        arrival = await self._look_and_hurry(todo, records)
+        tried, arrival = await self._look_and_hurry(todo, records)
         if arrival is not None:
             todo, self._states = arrival.left, _shown(arrival.flags)
             if not todo:
@@ -137,7 +137,7 @@ class Run:
             fresh = {
                 (item.plan.revision, number)
                 for item in todo
-                if item.plan.revision not in records.migrations
+                if item.plan.revision not in records.migrations and not tried
                 for number in item.statements
             }
             structure = Structure(self._steps, self.config.session, fresh)
@@ -343,8 +343,13 @@ class Run:
     def _positions(self) -> dict[str, int]:
         return {accepted.plan.revision: place for place, accepted in enumerate(self.plans, 1)}
 
-    async def _look_and_hurry(self, todo: Sequence[Todo], records: Records) -> Arrival | None:
-        """See that the shard is ready; then go the express way, if it is open and every table quiet."""
+    async def _look_and_hurry(self, todo: Sequence[Todo], records: Records) -> tuple[bool, Arrival | None]:
+        """
+        See that the shard is ready; then go the express way, if it is open and every table quiet.
+
+        Returns:
+            Whether it was tried, so that steps may be done; and where it has led to, if nothing was refused.
+        """
         hurries = self.follows_canary and express.fits(todo, records) and not self.stop.is_set()
         along = express.questions(todo, self.session.settings) if hurries else []
         ready = await preflight(self.session, *(item.accepted for item in todo), along=along)
@@ -353,8 +358,8 @@ class Run:
                 self.listener(Warned(records.shard, warning))
         tables = express.quiet_tables(todo, ready.answers) if hurries else None
         if tables is None:
-            return None
-        return await express.travel(
+            return False, None
+        return True, await express.travel(
             self.session,
             todo,
             records,

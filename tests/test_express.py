@@ -1,0 +1,263 @@
+"""Shards behind the canary: one flight where nothing stands in the way, and the careful way wherever something does."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from fleets import SHOP, UPPER, fleet_of, many, plan
+from servers import FaultProxy
+
+from shardmig.config import Config, Lint, Shard
+from shardmig.events import StepDone, StepStarted, Waiting
+from shardmig.fleet import Fleet
+from shardmig.lint import History
+from shardmig.outcomes import Outcome
+from shardmig.plan import Plan, Statement, Switch
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shardmig.events import Event
+    from shardmig.local import Server
+
+ORDERS = plan(
+    "0002_orders",
+    Statement(
+        sql="CREATE TABLE orders (id bigint PRIMARY KEY, customer_id bigint REFERENCES customer ON DELETE CASCADE)"
+    ),
+    Statement(sql="ALTER TABLE customer ADD COLUMN email text"),
+    Statement(sql="CREATE TABLE invoice (id bigint PRIMARY KEY)"),
+    Switch(to=State.LIVE),
+    parent="0001_shop",
+)
+COLUMN = plan(
+    "0002_note",
+    Statement(sql="ALTER TABLE customer ADD COLUMN note text"),
+    Switch(to=State.LIVE),
+    parent="0001_shop",
+)
+MOOD = plan(
+    "0002_mood",
+    Statement(sql="ALTER TABLE customer ADD COLUMN mood mood"),
+    Switch(to=State.LIVE),
+    parent="0001_shop",
+)
+
+
+@pytest.fixture
+def two(servers: list[Server]) -> Iterator[list[Shard]]:
+    """Return a canary and the shard behind it, both with the table of the shop."""
+    with many(servers[:2], 2, "express") as shards:
+        asyncio.run(_apply(shards, SHOP))
+        yield shards
+
+
+async def _apply(shards: list[Shard], *plans: Plan) -> None:
+    assert (await fleet_of(shards, *plans).apply()).done
+
+
+@contextmanager
+def proxied(server: Server, shard: Shard, *, delay_s: float = 0.0) -> Iterator[tuple[FaultProxy, Shard]]:
+    with FaultProxy(server) as proxy:
+        proxy.delay(delay_s)
+        yield proxy, Shard.model_validate({"name": shard.name, "url": proxy.url(shard.name)})
+
+
+def run(shard: Shard, sql: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
+        cursor = connection.execute(sql)
+        return cursor.fetchall() if cursor.description else []
+
+
+def columns(shard: Shard, table: str = "customer") -> set[str]:
+    found = run(shard, f"SELECT attname FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0")
+    return {name for (name,) in found}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Where nothing stands in the way
+
+
+async def test_four_transactions_and_their_records_are_one_flight(two: list[Shard], servers: list[Server]) -> None:
+    with proxied(servers[1], two[1], delay_s=0.02) as (proxy, far):
+        assert (await fleet_of([two[0], far], SHOP, ORDERS).apply()).done
+
+        assert 4 == proxy.round_trips, "startup, self-checks with the ledger, preflight, all the rest"
+        begins = [sql for sql in proxy.statements if sql.startswith("BEGIN")]
+        assert 4 == len(begins)
+
+
+async def test_what_is_recorded_is_what_the_careful_way_records(two: list[Shard]) -> None:
+    """The canary went one way, the shard behind it the other; their ledgers say the same."""
+    fleet = fleet_of(two, SHOP, ORDERS, UPPER.model_copy(update={"parent": "0002_orders", "revision": "0003_upper"}))
+    said: list[Event] = []
+    fleet.listener = said.append
+    assert (await fleet.apply()).done
+
+    asked = (
+        "SELECT revision, number, sha256, status, attempts, started_at IS NULL, finished_at IS NULL FROM shardmig.step",
+        "SELECT revision, position, flag, sha256, plan, finished_at IS NULL FROM shardmig.migration",
+        "SELECT flag, revision, state, has_move, drained, new_valid, old_valid FROM shardmig.flag ORDER BY 1",
+        "SELECT action, flag, revision, before, after, reason, os_user FROM shardmig.log WHERE flag <> 'shop'",
+        "SELECT holder FROM shardmig.runner",
+    )
+    ledgers = [[sorted(run(shard, sql)) for sql in asked] for shard in two]
+    assert ledgers[0] == ledgers[1]
+    told = [[type(e) for e in said if e.shard == shard.name and isinstance(e, StepStarted | StepDone)] for shard in two]
+    assert told[0].count(StepDone) <= told[1].count(StepDone), "statements that run together are one step to the canary"
+
+
+async def test_a_shard_alone_is_nobodys_follower(two: list[Shard], servers: list[Server]) -> None:
+    """Without a canary nobody has proved the statements in full: each table is, in its own transaction."""
+    with proxied(servers[1], two[1]) as (proxy, far):
+        assert (await fleet_of([far], SHOP, ORDERS).apply()).done
+
+    assert any("$proof$" in sql for sql in proxy.statements)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Where something does
+
+
+async def test_nobody_queues_behind_an_old_transaction(two: list[Shard]) -> None:
+    said: list[Event] = []
+    fleet = fleet_of(two, SHOP, COLUMN, rollout={"park_after_s": 30})
+    fleet.listener = said.append
+    with psycopg.connect(two[1].url.get_secret_value()) as reader:
+        reader.execute("SELECT FROM customer")
+        await asyncio.sleep(0.25)
+        applying = asyncio.create_task(fleet.apply())
+        while not any(isinstance(event, Waiting) for event in said):
+            await asyncio.sleep(0.01)
+        waiting = run(two[1], "SELECT count(*) FROM pg_locks WHERE NOT granted")
+        reader.rollback()
+        assert (await applying).done
+
+    assert [(0,)] == waiting
+    assert "note" in columns(two[1])
+
+
+async def test_a_lock_that_is_not_there_at_once_is_left_to_the_careful_way(two: list[Shard]) -> None:
+    """A transaction that is young when it is looked for, and holds the table for longer than a rung."""
+    fleet = fleet_of(two, SHOP, ORDERS)
+    with psycopg.connect(two[1].url.get_secret_value()) as writer:
+        listening = asyncio.Event()
+
+        def hold(event: Event) -> None:
+            if isinstance(event, StepStarted) and event.shard == two[1].name and not listening.is_set():
+                writer.execute("UPDATE customer SET name = name")  # after the look, before the flight
+                listening.set()
+
+        fleet.listener = hold
+        applying = asyncio.create_task(fleet.apply())
+        await listening.wait()
+        await asyncio.sleep(0.1)
+        assert not applying.done()
+        writer.commit()
+        assert (await applying).done
+
+    assert "email" in columns(two[1])
+    assert [(1,)] == run(two[1], "SELECT max(attempts) FROM shardmig.step WHERE kind = 'switch'")
+
+
+async def test_a_column_that_somebody_added_by_hand_fails_its_shard_and_says_so(two: list[Shard]) -> None:
+    run(two[1], "ALTER TABLE customer ADD COLUMN email int")
+
+    failed = (await fleet_of(two, SHOP, ORDERS).apply()).shards[1]
+
+    assert Outcome.FAILED is failed.outcome
+    assert 'column "email" of relation "customer" already exists' in failed.reason
+    assert [(2, "FAILED")] == run(two[1], "SELECT number, status FROM shardmig.step WHERE error IS NOT NULL")
+    assert [("DONE",)] == run(two[1], "SELECT status FROM shardmig.step WHERE revision = '0002_orders' AND number = 1")
+
+
+async def test_a_type_edited_by_hand_that_rewrites_the_table_is_rolled_back(two: list[Shard]) -> None:
+    """On the canary the column costs nothing; where the domain got a CHECK, adding it writes the whole table anew."""
+    for shard in two:
+        run(shard, "CREATE DOMAIN mood AS text")
+    run(two[1], "ALTER DOMAIN mood ADD CHECK (VALUE <> '')")
+    run(two[1], "INSERT INTO customer VALUES (1, 'x')")
+    history = History(Lint(known_types=("mood",)))
+    accepted = []
+    for one in (SHOP, MOOD):
+        accepted.append(history.accept(one))
+        history.add(one)
+    config = Config.model_validate({"shards": {shard.name: shard for shard in two}})
+
+    failed = (await Fleet(config, accepted, two).apply()).shards[1]
+
+    assert Outcome.FAILED is failed.outcome
+    assert "storage public.customer changed" in failed.reason
+    assert "mood" not in columns(two[1])
+
+
+async def test_an_event_trigger_calls_for_the_full_proof(two: list[Shard], servers: list[Server]) -> None:
+    """It may do anything to the table, and here it does: what the plan does not say is rolled back."""
+    run(two[1], "CREATE INDEX by_name ON customer (name)")
+    run(
+        two[1],
+        "CREATE FUNCTION meddle() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$BEGIN EXECUTE 'DROP INDEX IF EXISTS by_name'; END$$",
+    )
+    run(two[1], "CREATE EVENT TRIGGER meddle ON ddl_command_end WHEN TAG IN ('ALTER TABLE') EXECUTE FUNCTION meddle()")
+
+    failed = (await fleet_of(two, SHOP, COLUMN).apply()).shards[1]
+
+    assert Outcome.FAILED is failed.outcome
+    assert "index public.by_name is gone" in failed.reason
+    assert "note" not in columns(two[1])
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2, 3])
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_connection_that_breaks_at_a_commit_repeats_nothing(
+    two: list[Shard], servers: list[Server], skip: int, *, before: bool
+) -> None:
+    with proxied(servers[1], two[1]) as (proxy, far):
+        cut = proxy.cut_before(skip=skip) if before else proxy.cut_after(skip=skip)
+        report = await fleet_of([two[0], far], SHOP, ORDERS).apply()
+
+        assert cut.struck.is_set()
+    assert report.done
+    assert {"id", "name", "email"} == columns(two[1])
+    assert [("DONE",)] == run(two[1], "SELECT DISTINCT status FROM shardmig.step")
+    assert [(1,)] == run(two[1], "SELECT count(*) FROM shardmig.log WHERE flag = 'orders'")
+
+
+async def test_a_server_that_does_not_come_back_leaves_the_shard_in_doubt(
+    two: list[Shard], servers: list[Server]
+) -> None:
+    with proxied(servers[1], two[1]) as (proxy, far):
+
+        def refuse(event: Event) -> None:
+            if isinstance(event, StepStarted) and event.shard == far.name:
+                proxy.refuse()
+                proxy.cut_after()
+
+        fleet = fleet_of([two[0], far], SHOP, ORDERS)
+        fleet.listener = refuse
+        assert Outcome.IN_DOUBT is (await fleet.apply()).shards[1].outcome
+        proxy.heal()
+        assert (await fleet_of([two[0], far], SHOP, ORDERS).apply()).done
+
+    assert [(1,)] == run(two[1], "SELECT count(*) FROM shardmig.log WHERE flag = 'orders'")
+
+
+async def test_whoever_lost_the_turn_writes_nothing(two: list[Shard]) -> None:
+    """The term that the flight counts on is not the last one any more: not even its free statements are kept."""
+    fleet = fleet_of(two, SHOP, ORDERS)
+
+    def take(event: Event) -> None:
+        if isinstance(event, StepStarted) and event.shard == two[1].name and not taken:
+            taken.append(run(two[1], "UPDATE shardmig.runner SET term = term + 5 RETURNING term")[0][0])
+
+    taken: list[int] = []
+    fleet.listener = take
+    assert (await fleet.apply()).done
+
+    assert [(taken[0] + 1,)] == run(two[1], "SELECT term FROM shardmig.runner"), "the careful way took the next turn"
