@@ -191,7 +191,7 @@ def test_a_small_shard_is_closed_for_a_while_and_a_large_one_is_told_of(project:
     project.write_toml("[maintenance]\nrows_max = 200\n")
     project.run("plan")
 
-    small = project.run("apply", "0002", "--shard", "eu2")
+    small = project.run("apply", "0002", "--aware", "r2", "--shard", "eu2")
     large = project.run("apply", "0002", "--shard", "eu1", code=1)
 
     assert re.search(r"eu2 +offline: 0002_split_name is being applied\neu2 +serves again", small.err)
