@@ -122,7 +122,8 @@ class Plan(_Frozen):
         amends: hashes of this revision's earlier plans: a shard that finished one of them is as good as done, one that
             has not may be amended. Not part of the checksum (it changes nothing that is executed).
         online: False when the shard must be offline while this is applied.
-        allowed: findings that the script allows, as "CODE reason".
+        allowed: findings that the script's comments allow, each as "CODE step N: reason", or "CODE step N, M: reason"
+            where one call made several steps; without a step where no step is meant.
         steps: what is executed.
     """
 

@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING
 
 from shardmig import planfile
+from shardmig.allowances import Calls, allowances
 from shardmig.errors import ScriptError, ShardmigError, StalePlan
 from shardmig.operations import collecting, move_rows
 from shardmig.plan import BATCH, Move, Plan, Statement, Switch
@@ -202,7 +203,7 @@ class Renderer:
             relax=tuple(_relaxed(script, column, moves) for column in script.relax),
             amends=script.amends,
             online=script.online,
-            allowed=script.allowed,
+            allowed=tuple(_allowed(script.source, steps)),
             steps=tuple(steps),
         )
 
@@ -383,6 +384,21 @@ def _telling_where(script: Script) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise ScriptError(_explained(error), path=script.name, line=_line(error, script)) from error
+
+
+def _allowed(source: str, steps: Sequence[Step]) -> Iterator[str]:
+    """Yield what comments with a reason allow, with the steps that the call made which they stand on."""
+    comments = [comment for comment in allowances(source) if comment.code and comment.reason]
+    calls = Calls(source) if comments else None
+    for comment in comments:
+        meant = [
+            str(number)
+            for number, step in enumerate(steps, 1)
+            if calls and not isinstance(step, Switch) and step.line is not None
+            if calls.meant(comment, step.line, step.sql if isinstance(step, Statement) else None)
+        ]
+        where = f" step {', '.join(meant)}:" if meant else ""
+        yield f"{comment.code}{where} {comment.reason}"
 
 
 def _line(error: BaseException, script: Script) -> int | None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import io
 import re
-import tokenize
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +19,7 @@ from shardmig.errors import ScriptError
 from shardmig.variables import Variables, assignments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
 __all__ = [
@@ -38,7 +36,6 @@ __all__ = [
 
 HEAD = "HEAD"
 _REVISION = re.compile(r"[A-Za-z0-9_.-]{1,100}\Z")
-_ALLOW = re.compile(r"#\s*shardmig:\s*allow\s+(?P<codes>[A-Z]{2}\d+(?:\s*,\s*[A-Z]{2}\d+)*)\s+--\s+(?P<reason>\S.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,6 @@ class Script:
         relax: old columns whose NOT NULL ends with LIVE → DONE, as written ("column" or "table.column").
         amends: hashes of this revision's earlier plans that this one may replace where they are not finished.
         online: False when the shard must be offline.
-        allowed: findings that its comments allow, as "CODE reason", in their order.
     """
 
     path: Path
@@ -74,7 +70,6 @@ class Script:
     relax: tuple[str, ...]
     amends: tuple[str, ...]
     online: bool
-    allowed: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -257,13 +252,4 @@ def read_script(path: Path) -> Script:
         relax=facts.texts("relax"),
         amends=facts.texts("amends"),
         online=facts.boolean("online", default=True),
-        allowed=tuple(_allowed(source)),
     )
-
-
-def _allowed(source: str) -> Iterator[str]:
-    """Yield what comments of the form `# shardmig: allow SM120 -- reason` allow."""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        match = _ALLOW.match(token.string) if token.type == tokenize.COMMENT else None
-        for code in re.split(r"\s*,\s*", match["codes"]) if match else ():
-            yield f"{code} {match['reason'].strip()}" if match else code

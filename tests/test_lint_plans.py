@@ -145,19 +145,30 @@ def test_a_new_table_locks_every_table_that_its_keys_point_to() -> None:
 
 
 def test_what_a_plan_allows_with_a_reason_is_accepted_and_still_reported() -> None:
-    judged = plan(statement("ALTER TABLE t ADD COLUMN n json"), allowed=("SM125 nobody selects distinct",))
+    judged = plan(statement("ALTER TABLE t ADD COLUMN n json"), allowed=("SM125 step 1: nobody selects distinct",))
 
     assert [(v.code, v.allowed) for v in lint_plan(judged)] == [("SM125", "nobody selects distinct")]
     assert accept(judged).locks == {1: "t"}
 
 
+def test_what_one_step_allows_another_one_does_not() -> None:
+    columns = [statement(f"ALTER TABLE {table} ADD COLUMN n json") for table in ("t", "ref")]
+
+    one, both = (plan(*columns, allowed=(f"SM125 step {steps}: nobody selects distinct",)) for steps in ("1", "1, 2"))
+
+    assert [(v.code, v.step) for v in lint_plan(one) if v.fails] == [("SM125", 2)]
+    assert failing(both) == []
+
+
 @pytest.mark.parametrize(
     ("sql", "allowed"),
     [
-        ("ALTER TABLE t ADD COLUMN n json", "SM125"),  # no reason
-        ("DROP TABLE t", "SM101 I know what I do"),  # never
-        ("ALTER TABLE t ADD COLUMN n int", "SM125 just in case"),  # nothing to allow
-        ("UPDATE shardmig.flag SET state = 2", "SM006 please"),
+        ("ALTER TABLE t ADD COLUMN n json", "SM125 step 1:"),  # no reason
+        ("ALTER TABLE t ADD COLUMN n json", "SM125 nobody selects distinct"),  # no step
+        ("ALTER TABLE t ADD COLUMN n json", "SM125 step 2: nobody selects distinct"),  # another call
+        ("DROP TABLE t", "SM101 step 1: I know what I do"),  # never
+        ("ALTER TABLE t ADD COLUMN n int", "SM125 step 1: just in case"),  # nothing to allow
+        ("UPDATE shardmig.flag SET state = 2", "SM006 step 1: please"),
     ],
 )
 def test_an_allowance_in_vain_is_refused(sql: Any, allowed: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 from shardmig import planfile, sqltree
 from shardmig.config import Lint
 from shardmig.errors import ScriptError
+from shardmig.lint import lint_plan
 from shardmig.lint.catalogue import RULES
 from shardmig.lint.project import Linted, changed_since, lint_directory
 from shardmig.lint.report import FORMATS, report
@@ -78,6 +79,37 @@ def test_a_comment_allows_its_own_call_with_a_reason_and_nothing_else(
     script(directory, 1, *lines)
 
     assert found(directory) == expected
+
+
+OTHER = 'op.add_column("ref", sa.Column("n", sa.JSON))'
+HELPER = ["for name in ('t', 'ref'):", '    op.add_column(name, sa.Column("n", sa.JSON))']
+WHY = "  # shardmig: allow SM125 -- why"
+
+
+@pytest.mark.parametrize(
+    ("lines", "entries", "refused"),
+    [
+        ([JSON + WHY], ["SM125 step 1: why"], []),
+        ([WHY.strip(), JSON, OTHER], ["SM125 step 1: why"], [("SM125", 2)]),
+        ([JSON, OTHER + WHY], ["SM125 step 2: why"], [("SM125", 1)]),
+        ([JSON + WHY, OTHER + WHY], ["SM125 step 1: why", "SM125 step 2: why"], []),
+        ([HELPER[0], HELPER[1] + WHY], ["SM125 step 1, 2: why"], []),
+        ([JSON, JSON.replace('"n"', '"m"') + WHY], ["SM125 step 1: why"], []),
+        ([JSON, COMMENT + WHY], ["SM125 step 2: why"], [("SM125", 1), ("SP020", None)]),
+    ],
+    ids=["on the call", "above it", "another call", "each call", "made several", "merged", "nothing there"],
+)
+def test_a_plan_is_accepted_only_where_its_comments_stand(
+    directory: Path, lines: list[str], entries: list[str], refused: list[tuple[str, int | None]]
+) -> None:
+    """`apply` sees plans alone; what lint refuses for its line must not pass there for its code."""
+    script(directory, 1, *lines)
+
+    [loaded] = load_plans(directory)
+
+    assert (*entries,) == loaded.plan.allowed
+    assert refused == [(v.code, v.step) for v in lint_plan(loaded.plan) if v.fails]
+    assert bool(refused) == bool(lint_directory(directory, Lint()).failures)
 
 
 # --------------------------------------------------------------------------------------------------------------------

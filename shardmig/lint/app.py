@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardmig import sqltree
-from shardmig.lint.allowances import allowances
+from shardmig.allowances import allowances
 from shardmig.lint.declarations import declarations, misnamed
 from shardmig.lint.literals import Text, filled, parsed_python, python_texts, sql_texts
 from shardmig.lint.project import Linted

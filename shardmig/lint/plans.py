@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -252,24 +253,27 @@ def _is_concurrent(sql: str) -> bool | None:
     return statements[0].kind == "IndexStmt" and bool(statements[0].get("concurrent"))
 
 
+_ENTRY = re.compile(r"(?P<code>[A-Z]{2}\d{3})(?: step (?P<steps>\d+(?:, \d+)*):)?\s*(?P<reason>.*)")
+
+
 def _allowed(plan: Plan, found: Iterable[Violation]) -> Iterator[Violation]:
-    """Mark what the plan allows with a reason; what it allows in vain is a violation itself."""
-    reasons: dict[str, str] = {}
-    for entry in plan.allowed:
-        code, _, reason = entry.partition(" ")
-        reasons[code] = reason.strip()
+    """Mark what the plan allows with a reason, in the steps it names; what it allows in vain is a violation itself."""
+    entries = [match for match in map(_ENTRY.fullmatch, plan.allowed) if match is not None]
     used = set()
     for violation in found:
-        reason = reasons.get(violation.code, "")
-        if reason and violation.ignorable:
-            used.add(violation.code)
-            yield replace(violation, allowed=reason)
+        for entry in entries:
+            steps = (entry["steps"] or "").split(", ")
+            if violation.ignorable and entry["code"] == violation.code and str(violation.step) in steps:
+                used.add(entry)
+                yield replace(violation, allowed=entry["reason"])
+                break
         else:
             yield violation
-    for code, reason in reasons.items():
-        if not reason:
+    for entry in entries:
+        code = entry["code"]
+        if not entry["reason"]:
             yield UnusedAllow.violation(f"{code} is allowed without a reason; write # shardmig: allow {code} -- why")
-        elif code not in used and not code.startswith("SP"):  # those are found in the script, which is not here
+        elif entry not in used and not code.startswith("SP"):  # those are found in the script, which is not here
             yield UnusedAllow.violation(
                 f"{code} is allowed, but nothing here that may be allowed breaks it; take the comment out"
             )

@@ -7,14 +7,13 @@ rendered, after its script passed layer one.
 
 from __future__ import annotations
 
-import ast
 import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardmig import planfile
+from shardmig.allowances import Allowance, Calls, allowances
 from shardmig.errors import PlanError, ScriptError
-from shardmig.lint.allowances import Allowance, allowances
 from shardmig.lint.catalogue import BY_CODE
 from shardmig.lint.plans import History
 from shardmig.lint.rules.script import NotRendered, UnusedAllow
@@ -188,18 +187,20 @@ def _text(directory: Path, name: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Allow comments, by line
+# Allow comments
 
 
 def _with_allowances(script: Script, found: list[Violation], of_plan: Iterable[Violation]) -> list[Violation]:
     """Put a plan's findings into their script, and mark those that a comment on their call allows."""
     comments = [comment for comment in allowances(script.source) if comment.code and comment.reason]
-    spans = _spans(script.source) if comments else []
+    calls = Calls(script.source)
     used: set[Allowance] = set()
     for bare in of_plan:
         violation = replace(bare, path=script.name)
         for comment in comments:
-            if violation.ignorable and comment.code == violation.code and _speaks_of(comment, violation, spans):
+            if not violation.ignorable or comment.code != violation.code:
+                continue
+            if calls.meant(comment, violation.line or 0, violation.sql):
                 used.add(comment)
                 violation = replace(violation, allowed=comment.reason)
         found.append(violation)
@@ -211,31 +212,3 @@ def _with_allowances(script: Script, found: list[Violation], of_plan: Iterable[V
             )
             found.append(replace(unused, path=script.name, line=comment.line))
     return sorted(found, key=lambda violation: violation.line or 0)
-
-
-def _spans(source: str) -> list[tuple[int, int]]:
-    """Return first and last line of every statement, innermost first."""
-    spans = [
-        (node.lineno, node.end_lineno or node.lineno)
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Expr | ast.Assign | ast.Return)
-    ]
-    return sorted(spans, key=lambda span: span[1] - span[0])
-
-
-def _speaks_of(comment: Allowance, violation: Violation, spans: list[tuple[int, int]]) -> bool:
-    """Whether a comment stands on the call that made a statement, or alone on the line above it."""
-    line = violation.line or 0
-    first, last = next((span for span in spans if span[0] <= line <= span[1]), (line, line))
-    if first <= comment.line <= last:
-        return True
-    if comment.above:
-        return comment.line == first - 1
-    # Adjacent ADD COLUMNs of one table are one statement, which carries the line of the first.
-    merged = violation.sql is not None and violation.sql.count("ADD COLUMN") > 1
-    return merged and comment.line > last and _adjacent(last, comment.line, spans)
-
-
-def _adjacent(line: int, until: int, spans: list[tuple[int, int]]) -> bool:
-    """Whether one statement follows another without a gap of code until a line."""
-    return any(first <= until <= last and first > line for first, last in spans)

@@ -12,9 +12,9 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from shardmig.allowances import allowances
 from shardmig.config import Lint
 from shardmig.lint import names
-from shardmig.lint.allowances import allowances
 from shardmig.lint.rules import script as rules
 
 if TYPE_CHECKING:
