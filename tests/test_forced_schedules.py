@@ -14,7 +14,7 @@ from forced.mutations import sound, weaken_drain
 from forced.schedules import SCHEDULES
 from forced.stage import play
 from model.cases import FAILING, HOLDING, Case
-from model.fences import Standby
+from model.fences import Fences, Standby
 from model.rows import Rows
 from psycopg import errors as pg
 from servers import standby_of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from conftest import Connect
     from forced.doors import Isolation
     from forced.mutations import Model
+    from model.world import Tables
 
     from shardmig import local
     from shardmig.config import Shard
@@ -116,6 +117,45 @@ async def test_the_ledger_refuses_a_runner_that_forgets(shard: Shard, connect: C
         played = await stage.run(SCHEDULES[case.name].steps)
 
     assert ([], ["SwitchRefused"]) == (played.wrong, played.refused)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Other ways that hold
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+async def test_after_maintenance_and_a_drain_nobody_is_inside(
+    shard: Shard, connect: Connect, isolation: Isolation
+) -> None:
+    """Whoever began before may end; whoever begins is refused until the rows are moved."""
+    async with play(shard, connect, Fences("maintenance"), isolation=isolation, weakened=False) as stage:
+        played = await stage.run(
+            """
+            A: begin
+            R: go DONE
+            B: begin
+            A: put 2
+            A: commit
+            B: begin
+            B: put 1
+            B: commit
+            """
+        )
+
+    assert ([], ["ShardInMaintenance"]) == (played.wrong, played.refused)
+
+
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("tables", ["entity", "value"])
+async def test_a_writer_with_one_snapshot_fails_when_the_move_touches_its_source(
+    shard: Shard, connect: Connect, isolation: Isolation, tables: Tables
+) -> None:
+    """It is not refused in DUAL then, and meets 40001 instead of rows that it cannot see."""
+    model = Rows(tables, isolation="RR", lock="touch")
+    async with play(shard, connect, model, isolation=isolation, weakened=False) as stage:
+        played = await stage.run(SCHEDULES["REPEATABLE READ in DUAL, rows come and go"].steps)
+
+    assert ([], ["SerializationFailure"]) == (played.wrong, played.refused)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from psycopg import errors as pg
 
 from forced.doors import FLAG, Door, Plain
 from shardmig import Flags
-from shardmig.errors import LedgerMissing, SwitchRefused, WriteRefused
+from shardmig.errors import LedgerMissing, ShardInMaintenance, SwitchRefused, WriteRefused
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Actor", "App", "Played", "Reader", "wrong"]
 
-_REFUSALS = (pg.SerializationFailure, WriteRefused, LedgerMissing, SwitchRefused)
+_REFUSALS = (pg.SerializationFailure, WriteRefused, LedgerMissing, ShardInMaintenance, SwitchRefused)
 
 
 class Played:

@@ -52,6 +52,7 @@ __all__ = [
     "App",
     "Mover",
     "Settings",
+    "Tables",
     "World",
     "in_batch",
     "locked",
