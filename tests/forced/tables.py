@@ -65,21 +65,9 @@ class Moved:
             op = {"put": "set", "delete": "clear"}.get(op, op)
         if self.kind == "one":
             return [Written(second=False, sql=_one(op, state, key, value))]
-        source, target = self._source(op, state, key, value), _target(self.kind, op, state, key, value)
+        source, target = _source(op, state, key, value), _target(self.kind, op, state, key, value)
         olds = [Written(second=False, sql=source)] if source else []
         return [*olds, Written(second=True, sql=target)] if state.writes_new else olds
-
-    def _source(self, op: str, state: State, key: int, value: str) -> str:
-        street = "street" if state is State.DONE else f"'{value}'"
-        if op == "put" and state is State.DONE:
-            return f"INSERT INTO orders (id) VALUES ({key}) ON CONFLICT (id) DO UPDATE SET id = excluded.id"
-        return {
-            "put": f"INSERT INTO orders (id, street) VALUES ({key}, {street}) "
-            "ON CONFLICT (id) DO UPDATE SET street = excluded.street",
-            "set": "" if state is State.DONE else f"UPDATE orders SET street = {street} WHERE id = {key}",
-            "delete": f"DELETE FROM orders WHERE id = {key}",
-            "clear": "" if state is State.DONE else f"UPDATE orders SET street = NULL WHERE id = {key}",
-        }[op]
 
     def reads(self, connection: psycopg.Connection[Any], state: State, key: int) -> tuple[bool, str | None]:
         """Read as one does in this state: whether there is something, and what the application wrote there."""
@@ -109,6 +97,20 @@ def _one(op: str, state: State, key: int, value: str) -> str:
         f"INSERT INTO orders (id, {', '.join(values)}) VALUES ({key}, {', '.join(values.values())}) "
         f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in values)}"
     )
+
+
+def _source(op: str, state: State, key: int, value: str) -> str:
+    """Write the first table; in DONE the row itself and nothing that moved."""
+    inserts = "INSERT INTO orders ({0}) VALUES ({1}) ON CONFLICT (id) DO UPDATE SET {2}"
+    deletes = f"DELETE FROM orders WHERE id = {key}"
+    if state is State.DONE:
+        return {"put": inserts.format("id", key, "id = excluded.id"), "delete": deletes}.get(op, "")
+    return {
+        "put": inserts.format("id, street", f"{key}, '{value}'", "street = excluded.street"),
+        "set": f"UPDATE orders SET street = '{value}' WHERE id = {key}",
+        "delete": deletes,
+        "clear": f"UPDATE orders SET street = NULL WHERE id = {key}",
+    }[op]
 
 
 def _target(kind: str, op: str, state: State, key: int, value: str) -> str:
