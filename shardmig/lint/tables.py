@@ -322,7 +322,7 @@ def _foreign_key(judge: Judge, node: Node, names: list[str], table: _Table) -> N
             ForeignKeyNotes,
             node,
             f"UPDATE of a key and TRUNCATE of {target} fail from now on, and each DELETE there looks into "
-            f"{table.name}: add ON UPDATE CASCADE where keys change, and an index on {', '.join(names)}",
+            f"{table.name}: add ON UPDATE CASCADE where keys change, and an index if none begins {', '.join(names)}",
             lock=lock,
         )
 
