@@ -22,11 +22,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from shardmig.errors import ConfigError
 from shardmig.window import Window
 
-__all__ = ["Config", "Lint", "Maintenance", "Pace", "Rollout", "SessionSettings", "Shard", "load"]
+__all__ = ["Config", "Lint", "Maintenance", "Pace", "Rollout", "SessionSettings", "Shard", "Speed", "load"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _FILES = ("shardmig.toml", "pyproject.toml")
+_SPEEDS = {"gentle": 3.0, "fast": 20.0}  # batch_target_ms
+Speed = Literal["gentle", "fast"]
 
 
 class _Section(BaseModel):
@@ -50,6 +52,15 @@ def _shard_name(value: str) -> str:
     if not _NAME.match(value):
         raise ValueError("a shard's name is letters, digits, '_', '-' or '.', at most 63 of them")
     return value
+
+
+def _named_pace(value: object) -> object:
+    """Take `pace = "fast"` for a section that says no more."""
+    if not isinstance(value, str):
+        return value
+    if value not in _SPEEDS:
+        raise ValueError('write "gentle", "fast" or a section [pace]')
+    return {"batch_target_ms": _SPEEDS[value]}
 
 
 def _window(value: str | None) -> str | None:
@@ -196,6 +207,10 @@ class Pace(_Section):
     max_snapshot_age_s: float | None = Field(3600.0, gt=0)
     max_rest_s: float = Field(600.0, gt=0)
 
+    def at(self, speed: Speed) -> Pace:
+        """Return the same limits at a named speed."""
+        return self.model_copy(update={"batch_target_ms": _SPEEDS[speed]})
+
 
 class Maintenance(_Section):
     """
@@ -262,7 +277,7 @@ class Config(_Section):
     shards: dict[str, Shard] = {}
     session: SessionSettings = SessionSettings()
     lint: Lint = Lint()
-    pace: Pace = Pace()
+    pace: Annotated[Pace, BeforeValidator(_named_pace)] = Pace()
     maintenance: Maintenance = Maintenance()
     rollout: Rollout = Rollout()
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import ValidationError
 
-from shardmig.config import Shard, load
+from shardmig.cli.project import Project
+from shardmig.config import Pace, Shard, load
 from shardmig.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,6 +106,20 @@ def test_damaged_files_are_one_clear_error(write: Callable[..., Path], text: str
         load(write(text))
 
 
+def test_a_pace_is_a_name_or_a_section(write: Callable[..., Path]) -> None:
+    assert load(write('pace = "fast"')).pace == Pace(batch_target_ms=20)
+    assert load(write('pace = "gentle"')).pace == Pace()
+    with pytest.raises(ConfigError, match=r'pace: write "gentle", "fast" or a section \[pace\]'):
+        load(write('pace = "furious"'))
+
+
+def test_a_named_pace_keeps_every_limit() -> None:
+    careful = Pace(max_replica_lag_s=1, host_moves=2)
+
+    assert Pace(batch_target_ms=20, max_replica_lag_s=1, host_moves=2) == careful.at("fast")
+    assert careful == careful.at("fast").at("gentle")
+
+
 def test_a_url_takes_variables_from_the_environment(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,3 +187,10 @@ def test_a_url_of_sqlalchemy_is_understood() -> None:
 def test_a_list_of_shards_that_cannot_be_had_is_an_error(write: Callable[..., Path], name: str) -> None:
     with pytest.raises(ConfigError, match="shards_from"):
         load(write(f'shards_from = "{name}"\n'))
+
+
+def test_a_pace_from_the_command_line_is_the_fleet_s(write: Callable[..., Path]) -> None:
+    here = Project(load(write("[pace]\nhost_moves = 2")), ())
+
+    assert Pace(host_moves=2, batch_target_ms=20) == here.fleet([], pace="fast").config.pace
+    assert Pace(host_moves=2) == here.fleet([]).config.pace

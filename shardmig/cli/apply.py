@@ -26,6 +26,7 @@ def apply(
     wave: options.Wave = None,
     tag: options.Tag = None,
     jobs: options.Jobs = None,
+    pace: options.Pace = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Show what would be done, and how long moves take; change nothing.")
     ] = False,
@@ -67,7 +68,7 @@ def apply(
         )
     revision = here.revision(revision) if revision is not None else None
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect, part=part)
-    fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
+    fleet = here.fleet(chosen, jobs=jobs, pace=pace, take_over=take_over, reason=reason)
     fleet.rechecks = recheck
     if failed:
         found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)

@@ -23,6 +23,7 @@ __all__ = [
     "LogJson",
     "Mismatches",
     "Output",
+    "Pace",
     "Partition",
     "Reason",
     "Recheck",
@@ -79,6 +80,15 @@ Mismatches = Annotated[
 ]
 Output = Annotated[
     Literal["text", "json"], typer.Option("--output", "-o", envvar="SHARDMIG_OUTPUT", help="How the result is written.")
+]
+Pace = Annotated[
+    Literal["gentle", "fast"] | None,
+    typer.Option(
+        "--pace",
+        envvar="SHARDMIG_PACE",
+        help="How fast rows move: in batches of 3 ms or of 20 ms; every limit of the configuration holds.",
+        show_default="the configuration's",
+    ),
 ]
 Recheck = Annotated[
     bool,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from shardmig.config import Config, Shard
+    from shardmig.config import Config, Shard, Speed
     from shardmig.plan import AcceptedPlan
 
 __all__ = ["Project", "load"]
@@ -41,12 +41,16 @@ class Project:
         targets: Sequence[Shard],
         *,
         jobs: int | None = None,
+        pace: Speed | None = None,
         take_over: bool = False,
         reason: str | None = None,
     ) -> Fleet:
         """Make a fleet of some shards."""
+        config = self.config
+        if pace is not None:
+            config = config.model_copy(update={"pace": config.pace.at(pace)})
         return Fleet(
-            self.config,
+            config,
             self.plans,
             targets,
             jobs=jobs or self.config.rollout.jobs,

@@ -24,6 +24,7 @@ def switch(
     wave: options.Wave = None,
     tag: options.Tag = None,
     jobs: options.Jobs = None,
+    pace: options.Pace = None,
     reason: options.Reason = None,
     expect: options.Expect = None,
     take_over: options.TakeOver = False,
@@ -47,7 +48,7 @@ def switch(
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
     accepted = here.plan_of_flag(flag)
-    fleet = here.fleet(chosen, jobs=jobs, take_over=take_over, reason=reason)
+    fleet = here.fleet(chosen, jobs=jobs, pace=pace, take_over=take_over, reason=reason)
     fleet.rechecks = recheck
     with progress.exporting(mismatches, [accepted]) as fleet.mismatches:
         report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()]), log_json=log_json)
