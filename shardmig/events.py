@@ -26,6 +26,7 @@ __all__ = [
     "StepDone",
     "StepStarted",
     "TookOver",
+    "TransactionEnded",
     "Waiting",
     "Warned",
 ]
@@ -148,6 +149,14 @@ class Draining(_OnShard):
 
 
 @dataclass(frozen=True, slots=True)
+class TransactionEnded(_OnShard):
+    """A drain ended, on request, a transaction that it would have waited for; its session is gone with it."""
+
+    flag: str
+    blocker: Blocker
+
+
+@dataclass(frozen=True, slots=True)
 class MaintenanceSet(_OnShard):
     """A runner closed the shard by itself ("read-only", "offline"), or opened it again ("off")."""
 
@@ -192,6 +201,7 @@ Event = (
     | Waiting
     | FlagSwitched
     | Draining
+    | TransactionEnded
     | MaintenanceSet
     | TookOver
     | Warned

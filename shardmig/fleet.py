@@ -100,6 +100,7 @@ class Fleet:
         listener: told what happens; it must not block.
         stop: set by Ctrl-C.
         take_over: end whoever else is running on these shards.
+        terminate_older_than_s: end transactions older than this that a drain waits for; None: end nobody.
         reason: for the log.
         mismatches: a file for the rows that a check finds wrong.
         rechecks: compare all rows before a flag goes LIVE, also where that was done before.
@@ -112,6 +113,7 @@ class Fleet:
     listener: Listener | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     take_over: bool = False
+    terminate_older_than_s: float | None = None
     reason: str | None = None
     mismatches: Mismatches | None = None
     rechecks: bool = False
@@ -341,6 +343,7 @@ class Fleet:
                 take_over=self.take_over and purpose == "run",
                 ask=ask,
             ) as session:
+                session.terminate_older_than_s = self.terminate_older_than_s
                 yield session
         except ShardmigError:
             raise

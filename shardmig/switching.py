@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
 from shardmig import ledger
 from shardmig.errors import DrainTimeout, LockNotObtained, SwitchRefused
-from shardmig.events import Blocker, Draining, FlagSwitched
+from shardmig.events import Blocker, Draining, FlagSwitched, TransactionEnded, Warned
 from shardmig.records import flags_of, flags_query, read_flags
 from shardmig.session import LOCK_CLASS, Query
 from shardmig.states import State
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["drain", "drain_shard", "flip", "read_flag", "vouch"]
 
 _POLL_S = (0.002, 0.1)  # first and longest pause between two looks
+_HIDDEN = "<insufficient privilege>"  # pg_stat_activity.query, to those who may not see it
 _TELL_S = 0.5  # between two events about the same drain
 
 # Sessions of shardmig itself are told by their advisory lock. They never decide by a flag, and a mover on another
@@ -66,6 +67,14 @@ _OLD_SNAPSHOT = f"""{_OPEN} AND age(a.backend_xmin) > age($2::text::xid)"""
 _HANDED_ON = f"{_OLD_SNAPSHOT} AND age(a.backend_xmin) > age(pg_snapshot_xmin(pg_current_snapshot())::xid)"
 
 
+# On request only. Who is not listed (exempt roles, shardmig's own sessions, processes of the server itself) cannot be
+# ended by it; what ended by itself meanwhile is not there to be ended.
+_END = f"""
+SELECT pg_terminate_backend(listed.pid) FROM ({_OPEN}) AS listed JOIN pg_stat_activity AS seen USING (pid)
+WHERE listed.id = $2 AND listed.age_s > $3 AND seen.backend_type = 'client backend'
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class _Open:
     id: str
@@ -79,6 +88,13 @@ class _Open:
         """Describe it for people."""
         what = "client" if self.pid is not None else "prepared"
         return Blocker(self.pid, self.role, self.application, self.age_s, self.query, what)
+
+    def cure(self) -> str:
+        """Say how it ends."""
+        if self.pid is not None:
+            return f"SELECT pg_terminate_backend({self.pid})"
+        name = self.id.removeprefix("prepared ").replace("'", "''")
+        return f"ROLLBACK PREPARED '{name}', or COMMIT PREPARED"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -209,6 +225,8 @@ async def drain_shard(
 
     Raises:
         DrainTimeout: somebody is still open, or `stop` was set.
+
+    Where `session.terminate_older_than_s` is set, older transactions in the way are ended, and the log says so.
     """
     limit_s = session.settings.drain_timeout_s if timeout_s is None else timeout_s
     watch = _Watch(session, what, time.monotonic() + limit_s, stop or asyncio.Event(), listener)
@@ -228,6 +246,7 @@ class _Watch:
     stop: asyncio.Event
     listener: Listener | None
     told_at: float = 0.0
+    looked_at: set[str] = field(default_factory=set)  # ids that were ended, or never will be
 
     async def wait_out(self, query: str, params: Sequence[object], *, newcomers: bool = False) -> None:
         """List what the query finds now, then look until none of *those* is left; nobody at all, with `newcomers`."""
@@ -238,6 +257,7 @@ class _Watch:
             if time.monotonic() > self.deadline or self.stop.is_set():
                 raise self._give_up(listed)
             self._tell(listed)
+            await self._end_old(listed)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), pause_s)
             pause_s = min(pause_s * 2, longest_s)
@@ -248,16 +268,61 @@ class _Watch:
             self.told_at = time.monotonic()
             self.listener(Draining(self.session.shard.name, self.what, _oldest_first(listed)))
 
+    async def _end_old(self, listed: Collection[_Open]) -> None:
+        """End, on request, whose transaction is older than the limit; it is waited for as before."""
+        limit_s = self.session.terminate_older_than_s
+        if limit_s is None:
+            return
+        for one in listed:
+            hidden = one.age_s is None and one.query == _HIDDEN
+            if one.id not in self.looked_at and (hidden or (one.age_s or 0.0) > limit_s):
+                self.looked_at.add(one.id)
+                await self._end(one, limit_s)
+
+    async def _end(self, one: _Open, limit_s: float) -> None:
+        shard, blocker = self.session.shard.name, one.blocker()
+        if one.pid is None:
+            self._warn(f"{blocker}: it is never ended from here, whoever prepared it may rely on it; {one.cure()}")
+            return
+        if one.age_s is None:
+            self._warn(
+                f"cannot see how old the transaction of {blocker} is; GRANT pg_read_all_stats TO {self.session.login}"
+            )
+            return
+        call = Query(_END, (list(self.session.settings.exempt_roles), one.id, limit_s))
+        try:
+            ended = (await self.session.transact([call], local={"role": "none"}))[0].rows
+        except pg.InsufficientPrivilege as error:
+            self._warn(
+                f"may not end {blocker}; GRANT pg_signal_backend TO {self.session.login} "
+                f"({str(error).strip().splitlines()[-1]})"
+            )
+            return
+        if (True,) not in ended:
+            return
+        await self.session.execute(
+            "INSERT INTO shardmig.log (shard, action, flag, reason, os_user) VALUES ($1, 'terminate', $2, $3, $4)",
+            [shard, None if self.what == "maintenance" else self.what, str(blocker), ledger.os_user()],
+        )
+        if self.listener:
+            self.listener(TransactionEnded(shard, self.what, blocker))
+
+    def _warn(self, message: str) -> None:
+        if self.listener:
+            self.listener(Warned(self.session.shard.name, message))
+
     async def _look(self, query: str, params: Sequence[object]) -> list[_Open]:
         # A transaction of its own each time: pg_stat_activity is cached within one.
         return await self.session.observe(_Open, query, params)
 
     def _give_up(self, still_open: Collection[_Open]) -> DrainTimeout:
         shown = "; ".join(str(blocker) for blocker in _oldest_first(still_open)[:5])
+        cures = "; ".join(one.cure() for one in still_open if one.pid is None)
         why = "stopped" if self.stop.is_set() else "timed out"
         return DrainTimeout(
             f"the drain of {self.what} {why}; still open: {shown}. Stopping here is safe; "
-            "end those transactions, or exempt their roles (session.exempt_roles), and go on later",
+            f"end those transactions ({cures or 'or let --terminate-older-than SECONDS do it'}), or exempt their roles "
+            "(session.exempt_roles), and go on later",
             shard=self.session.shard.name,
         )
 

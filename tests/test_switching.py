@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from moving import FLAG, VERSIONS, moving, notes, same_table
 
 from shardmig import switching
 from shardmig.config import SessionSettings, Shard
 from shardmig.errors import DrainTimeout, Fenced, LockNotObtained, SwitchRefused
-from shardmig.events import FlagSwitched
+from shardmig.events import FlagSwitched, TransactionEnded, Warned
 from shardmig.records import read_log
 from shardmig.session import open_session
 from shardmig.states import State
@@ -22,7 +23,6 @@ from shardmig.turn import Turn
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    import psycopg
     from conftest import Connect
     from moving import Moving
 
@@ -229,3 +229,102 @@ def as_role(shard: Shard, role: str) -> str:
     url = shard.url.get_secret_value()
     head, _, tail = url.partition("://")
     return f"{head}://{role}@{tail.rpartition('@')[2]}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ending, on request, who is in the way
+
+
+async def test_on_request_a_drain_ends_what_is_too_old_and_says_whom(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, dual=False) as here:
+        here.session.terminate_older_than_s = 0.05
+        old = connect(shard, user="shop_app", application_name="checkout")
+        old.execute("BEGIN; SELECT 42")
+        pid = old.info.backend_pid
+        heard, listen = notes()
+        row = await switching.flip(here.turn, await here.flag(), State.DUAL)
+
+        assert (await switching.drain(here.turn, row, listener=listen)).drained
+
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            old.execute("SELECT 1")
+        [ended] = [one for one in heard if isinstance(one, TransactionEnded)]
+        assert (FLAG, pid, "checkout") == (ended.flag, ended.blocker.pid, ended.blocker.application)
+        [line] = [line for line in await read_log(here.session) if line.action == "terminate"]
+        assert (FLAG, str(ended.blocker)) == (line.flag, line.reason)
+
+
+async def test_nobody_is_ended_who_is_young_or_began_after_the_look(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, dual=False) as here:
+        here.session.terminate_older_than_s = 3600.0
+        young, late = connect(shard), connect(shard)
+        young.execute("BEGIN; SELECT 1")
+        async with draining(here):
+            here.session.terminate_older_than_s = 0.0
+            late.execute("BEGIN; SELECT 1")
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                await asyncio.to_thread(young.execute, "SELECT pg_sleep(60)")
+
+        assert (1,) == late.execute("SELECT 1").fetchone()
+
+
+async def test_nobody_is_ended_whose_role_is_exempt_or_who_is_shardmig(shard: Shard, connect: Connect) -> None:
+    settings = SessionSettings(drain_timeout_s=0.5, exempt_roles=("shop_app",))
+    async with moving(shard, same_table(), T, dual=False, settings=settings) as here:
+        here.session.terminate_older_than_s = 0.0
+        backup, blocker = connect(shard, user="shop_app"), connect(shard)
+        backup.execute("BEGIN; SELECT 1")
+        async with open_session(shard, settings, pg_versions=VERSIONS, purpose="read") as reader, reader.transaction():
+            await reader.execute("SELECT 1")
+            blocker.execute("BEGIN; SELECT 1")
+
+            assert (await here.to(State.DUAL)).drained
+
+            assert 1 == (await reader.execute("SELECT 1")).value
+        assert (1,) == backup.execute("SELECT 1").fetchone()
+
+
+async def test_a_prepared_transaction_is_never_ended_but_named_with_the_cure(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, dual=False, settings=QUICK) as here:
+        here.session.terminate_older_than_s = 0.0
+        one = connect(shard)
+        one.execute("BEGIN; INSERT INTO t (id) VALUES (1); PREPARE TRANSACTION 'it''s late'")
+        heard, listen = notes()
+        row = await switching.flip(here.turn, await here.flag(), State.DUAL)
+
+        with pytest.raises(DrainTimeout, match="ROLLBACK PREPARED 'it''s late'"):
+            await switching.drain(here.turn, row, listener=listen)
+        [warned] = [event for event in heard if isinstance(event, Warned)]
+        assert "ROLLBACK PREPARED 'it''s late'" in warned.message
+        one.execute("COMMIT PREPARED 'it''s late'")
+        assert (1,) == one.execute("SELECT count(*) FROM t").fetchone()
+
+
+@pytest.mark.parametrize(
+    ("granted", "cure"),
+    [((), "GRANT pg_read_all_stats TO shop_owner"), (("pg_read_all_stats",), "GRANT pg_signal_backend TO shop_owner")],
+)
+async def test_who_may_not_see_or_end_others_is_told_what_to_grant(
+    shard: Shard, connect: Connect, granted: tuple[str, ...], cure: str
+) -> None:
+    admin = connect(shard)
+    admin.execute("GRANT CREATE ON DATABASE " + admin.info.dbname + " TO shop_owner")
+    for role in granted:
+        admin.execute(f"GRANT {role} TO shop_owner")
+    weak = Shard.model_validate({**shard.model_dump(), "url": as_role(shard, "shop_owner")})
+    try:
+        async with moving(weak, same_table(), T, dual=False, settings=QUICK) as here:
+            here.session.terminate_older_than_s = 0.0
+            app = connect(shard, user="shop_app")
+            app.execute("BEGIN; SELECT 1")
+            heard, listen = notes()
+            row = await switching.flip(here.turn, await here.flag(), State.DUAL)
+
+            with pytest.raises(DrainTimeout):
+                await switching.drain(here.turn, row, listener=listen)
+            [warned] = [event for event in heard if isinstance(event, Warned)]
+            assert cure in warned.message
+            assert (1,) == app.execute("SELECT 1").fetchone()
+    finally:
+        for role in granted:
+            admin.execute(f"REVOKE {role} FROM shop_owner")

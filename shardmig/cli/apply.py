@@ -44,6 +44,7 @@ def apply(
         bool, typer.Option("--yes", "-y", envvar="SHARDMIG_YES", help="Walk all waves without asking first.")
     ] = False,
     take_over: options.TakeOver = False,
+    terminate_older_than: options.TerminateOlderThan = None,
     reason: options.Reason = None,
     recheck: options.Recheck = False,
     mismatches: options.Mismatches = None,
@@ -68,7 +69,9 @@ def apply(
         )
     revision = here.revision(revision) if revision is not None else None
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect, part=part)
-    fleet = here.fleet(chosen, jobs=jobs, pace=pace, take_over=take_over, reason=reason)
+    fleet = here.fleet(
+        chosen, jobs=jobs, pace=pace, take_over=take_over, terminate_older_than_s=terminate_older_than, reason=reason
+    )
     fleet.rechecks = recheck
     if failed:
         found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)

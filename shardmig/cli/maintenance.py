@@ -22,6 +22,7 @@ def maintenance(
     ],
     shard: options.Shards = None,
     everything: options.All = False,
+    terminate_older_than: options.TerminateOlderThan = None,
     reason: options.Reason = None,
     output: options.Output = "text",
     config: options.Config_ = None,
@@ -31,6 +32,6 @@ def maintenance(
 
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything)
-    fleet = here.fleet(chosen, reason=reason)
+    fleet = here.fleet(chosen, terminate_older_than_s=terminate_older_than, reason=reason)
     report = progress.run(fleet, lambda: fleet.maintain({"on": "offline"}.get(mode, mode)))
     results.show_report(report, output)

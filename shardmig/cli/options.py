@@ -30,6 +30,7 @@ __all__ = [
     "Shards",
     "Tag",
     "TakeOver",
+    "TerminateOlderThan",
     "Wave",
     "revision",
     "targets",
@@ -105,6 +106,15 @@ Partition = Annotated[
     ),
 ]
 TakeOver = Annotated[bool, typer.Option("--take-over", help="End another runner that works on these shards.")]
+TerminateOlderThan = Annotated[
+    float | None,
+    typer.Option(
+        "--terminate-older-than",
+        metavar="SECONDS",
+        min=0,
+        help="End transactions older than this that a drain waits for: pg_terminate_backend, named in the log.",
+    ),
+]
 
 
 def revision(named: str, revisions: Sequence[str]) -> str:

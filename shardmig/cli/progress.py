@@ -32,6 +32,7 @@ from shardmig.events import (
     Parked,
     StepStarted,
     TookOver,
+    TransactionEnded,
     Waiting,
     Warned,
 )
@@ -187,8 +188,14 @@ def _warn(event: Event) -> None:
     """Without a terminal progress is silent; a warning is not."""
     if isinstance(event, Warned):
         err.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.message))
+    if isinstance(event, TransactionEnded):
+        err.print(_ended(event))
     if isinstance(event, MaintenanceSet):
         err.print(_closed(event))
+
+
+def _ended(event: TransactionEnded) -> Text:
+    return Text.assemble(f"{event.shard}  ", ("ended", "yellow"), f", for the drain of {event.flag}: {event.blocker}")
 
 
 def _closed(event: MaintenanceSet) -> Text:
@@ -216,6 +223,9 @@ class _Lines:
             return
         if isinstance(event, Warned):
             self._progress.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.message))
+            return
+        if isinstance(event, TransactionEnded):
+            self._progress.print(_ended(event))
             return
         if isinstance(event, MaintenanceSet):
             self._progress.print(_closed(event))

@@ -43,6 +43,7 @@ class Project:
         jobs: int | None = None,
         pace: Speed | None = None,
         take_over: bool = False,
+        terminate_older_than_s: float | None = None,
         reason: str | None = None,
     ) -> Fleet:
         """Make a fleet of some shards."""
@@ -55,6 +56,7 @@ class Project:
             targets,
             jobs=jobs or self.config.rollout.jobs,
             take_over=take_over,
+            terminate_older_than_s=terminate_older_than_s,
             reason=reason,
         )
 

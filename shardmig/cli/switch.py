@@ -28,6 +28,7 @@ def switch(
     reason: options.Reason = None,
     expect: options.Expect = None,
     take_over: options.TakeOver = False,
+    terminate_older_than: options.TerminateOlderThan = None,
     recheck: options.Recheck = False,
     mismatches: options.Mismatches = None,
     log_json: options.LogJson = None,
@@ -48,7 +49,9 @@ def switch(
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
     accepted = here.plan_of_flag(flag)
-    fleet = here.fleet(chosen, jobs=jobs, pace=pace, take_over=take_over, reason=reason)
+    fleet = here.fleet(
+        chosen, jobs=jobs, pace=pace, take_over=take_over, terminate_older_than_s=terminate_older_than, reason=reason
+    )
     fleet.rechecks = recheck
     with progress.exporting(mismatches, [accepted]) as fleet.mismatches:
         report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()]), log_json=log_json)
