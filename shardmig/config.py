@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 
 from shardmig.errors import ConfigError
 from shardmig.window import Window
@@ -36,9 +45,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-def _expand(value: object) -> object:
+_AS_WRITTEN = {"variables": "as written"}  # the context of a configuration that no shard is asked with
+
+
+def _expand(value: object, info: ValidationInfo) -> object:
     """Put environment variables into a URL; a missing one is an error, not an empty string."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or info.context is _AS_WRITTEN:
         return value
     missing = [name for name in _VARIABLE.findall(value) if name not in os.environ]
     if missing:
@@ -301,13 +313,15 @@ class Config(_Section):
             raise ConfigError(f"no shard named {name!r}; known shards: {known}{more}") from None
 
 
-def load(path: Path | None = None) -> Config:
+def load(path: Path | None = None, *, shards: bool = True) -> Config:
     """
     Read the configuration.
 
     Args:
         path: the file; by default `shardmig.toml`, or a `pyproject.toml` with `[tool.shardmig]`, in the working
             directory or the nearest one above it.
+        shards: whether shards will be asked. If not, their addresses stay as they are written and `shards_from` is not
+            called: in CI and on a developer's machine the fleet's variables are not set, and must not be.
 
     Raises:
         ConfigError: no file, not TOML, or any number of wrong keys, all of them listed.
@@ -323,7 +337,7 @@ def load(path: Path | None = None) -> Config:
         raise ConfigError(f"{found}: not valid TOML: {error}") from error
     if found.name == "pyproject.toml":
         written = written.get("tool", {}).get("shardmig", {})
-    return _parse(written, found)
+    return _parse(written, found, shards=shards)
 
 
 def _find(start: Path) -> Path | None:
@@ -342,20 +356,22 @@ def _has_section(path: Path) -> bool:
         return False
 
 
-def _parse(written: dict[str, Any], path: Path) -> Config:
-    shards = written.get("shards", {})
-    if isinstance(shards, Mapping):
-        named = {n: {"name": n, **body} if isinstance(body, Mapping) else body for n, body in shards.items()}
+def _parse(written: dict[str, Any], path: Path, *, shards: bool) -> Config:
+    sections = written.get("shards", {})
+    if isinstance(sections, Mapping):
+        named = {n: {"name": n, **body} if isinstance(body, Mapping) else body for n, body in sections.items()}
         written = {**written, "shards": named}
     try:
-        config = Config.model_validate({**written, "root": path.resolve().parent})
+        config = Config.model_validate(
+            {**written, "root": path.resolve().parent}, context=None if shards else _AS_WRITTEN
+        )
     except ValidationError as error:
         raise ConfigError("\n".join([f"{path}:", *(f"  {line}" for line in _problems(error))])) from None
     if config.shards_from is None:
         return config
     if config.shards:
         raise ConfigError(f"{path}: give either shards_from or [shards.*], not both")
-    return config.model_copy(update={"shards": _listed(config, path)})
+    return config.model_copy(update={"shards": _listed(config, path)}) if shards else config
 
 
 def _problems(error: ValidationError) -> Iterator[str]:

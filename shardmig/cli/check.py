@@ -32,7 +32,7 @@ def check(config: options.Config_ = None) -> None:
     from shardmig import config as configuration
     from shardmig.cli import console
 
-    here = configuration.load(config)
+    here = configuration.load(config, shards=False)
     problems = list(_problems(here))
     for problem in problems:
         console.tell(problem)

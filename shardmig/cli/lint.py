@@ -51,7 +51,7 @@ def lint(
     from shardmig import config as configuration
     from shardmig.lint.report import report
 
-    here = configuration.load(config)
+    here = configuration.load(config, shards=False)
     if app:
         if what or diff or prove:
             raise ConfigError("--app judges application code alone; leave the other arguments out")

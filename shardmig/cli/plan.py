@@ -40,7 +40,7 @@ def plan(
     from shardmig.repository import refusing
     from shardmig.scripts import load_scripts
 
-    here = configuration.load(config)
+    here = configuration.load(config, shards=False)
     scripts = load_scripts(here.migrations_dir, start_after=here.lint.start_after)
     known = [script.revision for script in scripts]
     meant = {options.revision(name, known) for name in revisions or ()}

@@ -78,9 +78,9 @@ class Project:
         raise ConfigError(f"no migration has a flag {flag!r}; known flags: {known}")
 
 
-def load(path: Path | None) -> Project:
-    """Load the configuration and its plans; errors name file, key and cure."""
-    config = configuration.load(path)
+def load(path: Path | None, *, shards: bool = True) -> Project:
+    """Load the configuration and its plans; errors name file, key and cure. `shards`: as for `config.load`."""
+    config = configuration.load(path, shards=shards)
     loaded = loaded_plans(config)
     unwritten = tuple(one.script.name for one in loaded if not one.from_file)
     return Project(config, accepted_of(config, loaded), unwritten)

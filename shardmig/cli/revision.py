@@ -48,7 +48,7 @@ def revision(
         raise ConfigError("say -m TEXT for a new script, or --rebase to join two heads")
     if (rebase and autogenerate) or (shard is not None and not autogenerate):
         raise ConfigError("--autogenerate goes with -m TEXT, and --shard with --autogenerate")
-    here = configuration.load(config)
+    here = configuration.load(config, shards=shard is not None)
     directory, after = here.migrations_dir, here.lint.start_after
     if autogenerate:
         _autogenerate(here, str(message), None if shard is None else here.shard(shard))

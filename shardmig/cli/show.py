@@ -27,11 +27,12 @@ def show(
     from shardmig import planfile
     from shardmig.cli import console, progress, project, results
 
-    here = project.load(config)
+    asked = bool(shard or everything)
+    here = project.load(config, shards=asked)
     flags = {accepted.plan.flag: accepted.plan for accepted in here.plans}
     revisions = {accepted.plan.revision: accepted.plan for accepted in here.plans}
     plan = flags.get(revision) or revisions[here.revision(revision)]
-    if not shard and not everything:
+    if not asked:
         console.show_json(plan.model_dump(mode="json")) if output == "json" else console.tell(planfile.dumps(plan))
         return
     fleet = here.fleet(options.targets(here.config, shard, everything=everything))

@@ -42,6 +42,26 @@ def test_a_word_that_move_rows_does_not_know_is_answered_with_those_it_knows(rep
     assert "unexpected keyword argument 'target'; it takes table, forward, back, check, " in said
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [("check",), ("lint",), ("lint", "--app", "."), ("plan",), ("show", "0002"), ("revision", "-m", "next")],
+    ids=" ".join,
+)
+def test_what_asks_no_shard_runs_where_the_addresses_of_shards_are_not_known(
+    repository: Project, verb: tuple[str, ...]
+) -> None:
+    repository.write_toml('[shards.eu1]\nurl = "${NOBODY_SET_THIS}"\n')
+    repository.run(*verb)
+    assert "NOBODY_SET_THIS is not set" in repository.run("status", code=2).err
+
+    repository.write_toml('shards_from = "no_such_module:shards"\n')
+    repository.run(*(verb if verb[0] != "revision" else ("lint",)))
+    assert "no_such_module" in repository.run("status", code=2).err
+
+    repository.write_toml('[shards.eu1]\nurl = "${NOBODY_SET_THIS}"\nwaev = "canary"\n')
+    assert "shards.eu1.waev: unknown key" in repository.run(*verb, code=2).err
+
+
 @pytest.mark.parametrize("edited", [True, False])
 def test_the_configuration_of_throw_away_servers_goes_with_them_unless_somebody_wrote_into_it(
     repository: Project,
