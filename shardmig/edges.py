@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from psycopg import errors as pg
+
 from shardmig import relaxation, switching
 from shardmig.checks import compare
 from shardmig.errors import CheckFailed, PreflightFailed, SwitchRefused
 from shardmig.events import Warned
+from shardmig.keyset import bound
 from shardmig.ledger import translated
 from shardmig.moves import MoveRun
 from shardmig.plan import Switch
@@ -96,7 +99,8 @@ class Edges:
             )
         row = await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
         for number, move in plan.moves:
-            await self._move(plan, number, move, forward=forward)
+            if forward or not move.seed:
+                await self._move(plan, number, move, forward=forward)
         column = "new_valid" if forward else "old_valid"
         valid = Query(
             f"UPDATE shardmig.flag SET {column} = true WHERE shard = $1 AND flag = $2 AND epoch = $3",
@@ -116,6 +120,8 @@ class Edges:
         if row.state != edge.target:
             await self._earn(plan, row, edge)
             await self._flip(plan, row, edge.target)
+        if edge.target is State.OLD:
+            await self._take_seeds_out(plan)
 
     async def _earn(self, plan: Plan, row: FlagRow, edge: Edge) -> None:
         """Do what an edge's guard asks for."""
@@ -149,7 +155,9 @@ class Edges:
             "UPDATE shardmig.flag SET new_valid = false WHERE shard = $1 AND flag = $2 AND epoch = $3",
             (self._turn.shard, plan.flag, row.epoch),
         )
-        forgotten = self._turn.reopen_check(plan.revision, [number for number, _ in plan.moves])
+        numbers = [number for number, _ in plan.moves]
+        seeds = [number for number, move in plan.moves if move.seed]  # from LIVE on they were the application's
+        forgotten = self._turn.reopen_check(plan.revision, numbers, except_for=seeds)
         with translated(self._turn.shard):
             await self._turn.session.transact([self._turn.hold(), forgotten, doubted])
         self._rechecked.add(plan.flag)
@@ -161,6 +169,19 @@ class Edges:
         self.known[plan.flag] = await switching.flip(
             self._turn, row, target, reason=self.reason, records=records, listener=self.steps.listener
         )
+
+    async def _take_seeds_out(self, plan: Plan) -> None:
+        """Remove the plan's own rows when nobody who acts on DUAL is left; rows that refer to them keep them."""
+        purges = [bound(move.purge, move, None, None) for _, move in plan.moves if move.seed and move.purge]
+        if not purges:
+            return
+        row = await switching.read_flag(self._turn.session, plan.flag)
+        await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
+        try:
+            # Whoever goes to DUAL again meanwhile finds them written anew by the next move, and checked.
+            await self._turn.session.transact([self._turn.hold(), *reversed(purges)])
+        except pg.IntegrityError as error:
+            self.steps.say(Warned(self._turn.shard, f"{plan.flag}: seed rows stay: {error.diag.message_primary}"))
 
     def _warn_unless_vouched(self, plan: Plan) -> None:
         """G0: a process that does not know the flag writes old alone, and the move would never see it."""

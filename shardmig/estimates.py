@@ -112,7 +112,7 @@ def _moves_left(item: Todo, records: Records) -> Iterator[tuple[str, int, Move]]
         return
     for number, move in item.plan.moves:
         step = records.steps.get((item.plan.revision, number))
-        if step is None or step.checked_at is None:
+        if not move.seed and (step is None or step.checked_at is None):
             yield item.plan.revision, number, move
 
 

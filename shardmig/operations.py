@@ -1,5 +1,5 @@
 """
-What a script may call beside `alembic.op`: `move_rows`, in the function `move()`.
+What a script may call beside `alembic.op`: `move_rows` and `seed_rows`, in the function `move()`.
 
 A call only notes what the script asks for. Its SQL is derived when the whole script has been read, because the key may
 come from a table that an earlier script created.
@@ -18,6 +18,7 @@ from shardmig import derivation
 from shardmig.derivation import Shape
 from shardmig.errors import ScriptError
 from shardmig.plan import BATCH, Move
+from shardmig.seeds import SeedRows
 from shardmig.sqltext import code, unwritable
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from shardmig.tables import Table
 
-__all__ = ["MoveRows", "collecting", "move_rows"]
+__all__ = ["MoveRows", "collecting", "move_rows", "seed_rows"]
 
 _PARAMETER = re.compile(r"\$\d")
 
@@ -106,12 +107,35 @@ def move_rows(
     sink(call)
 
 
-_sink: ContextVar[Callable[[MoveRows], None] | None] = ContextVar("_sink", default=None)
+def seed_rows(table: str, rows: Sequence[Mapping[str, object]], *, key: str | Sequence[str] | None = None) -> None:
+    """
+    Put fixed rows into a table that this script creates: currencies, roles, settings.
+
+    They are written after the flag is in DUAL, in the order of the calls of `move()`, overwrite what has their key, and
+    are compared before LIVE. From LIVE on they belong to the application. Going back to OLD removes them again.
+
+    Args:
+        table: a table created in `upgrade()`.
+        rows: constants, column → value; every row names the same columns, the key's among them.
+        key: a unique key of the table; its primary key if a script created it.
+
+    Raises:
+        ScriptError: these are no fixed rows; the message says what to write.
+    """
+    sink = _sink.get()
+    if sink is None:
+        raise ScriptError("seed_rows() only describes rows; call it in the function move() of a migration script")
+    call = SeedRows(table, rows, _columns("key", key))
+    call.validate()
+    sink(call)
+
+
+_sink: ContextVar[Callable[[MoveRows | SeedRows], None] | None] = ContextVar("_sink", default=None)
 
 
 @contextmanager
-def collecting(sink: Callable[[MoveRows], None]) -> Iterator[None]:
-    """Give every call of `move_rows` to `sink` while a script is rendered."""
+def collecting(sink: Callable[[MoveRows | SeedRows], None]) -> Iterator[None]:
+    """Give every call of `move_rows` and `seed_rows` to `sink` while a script is rendered."""
     token = _sink.set(sink)
     try:
         yield

@@ -65,11 +65,13 @@ class Move(_Frozen):
         lossy: the script accepts that back(forward(x)) is not x.
         triggers: "fire" when user triggers on the tables written may fire, else such a move is refused.
         touch_source: forward also touches source rows, so that a REPEATABLE READ writer retries.
-        line: line of the script that called move_rows; not part of the checksum.
+        seed: the rows are the plan's own: `forward` writes them, `purge` removes them on the way back to OLD.
+        line: line of the script that called move_rows or seed_rows; not part of the checksum.
     """
 
     kind: Literal["move"] = "move"
     table: str
+    seed: bool = False
     alias: str | None = None
     key: tuple[str, ...] = Field(min_length=1)
     target: str | None = None
@@ -220,7 +222,8 @@ _SEAL = object()
 
 def step_body(step: Statement | Move | Switch) -> dict[str, object]:
     """Return what of a step is executed or steers execution, ready for hashing."""
-    return step.model_dump(mode="json", exclude={"line"})
+    unsaid = {"seed"} if isinstance(step, Move) and not step.seed else set()  # plans from before there were seeds
+    return step.model_dump(mode="json", exclude={"line", *unsaid})
 
 
 def step_sha256(step: Statement | Move | Switch) -> str:

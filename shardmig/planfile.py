@@ -35,7 +35,7 @@ _OUTSIDE = "statement outside a transaction"
 _SWITCH = "switch to "
 _TEXTS = ("forward", "check", "orphans", "purge", "back", "back_check")
 _LISTS = frozenset({"needs", "relax", "amends", "key", "target_key", "writes", "restores"})
-_SWITCHES = frozenset({"online", "lossy", "touch_source"})  # written yes or no
+_SWITCHES = frozenset({"online", "seed", "lossy", "touch_source"})  # written yes or no
 _PLAN_KEYS = (
     "revision",
     "parent",
@@ -52,6 +52,7 @@ _PLAN_KEYS = (
 )
 _MOVE_KEYS = (
     "line",
+    "seed",
     "table",
     "alias",
     "key",

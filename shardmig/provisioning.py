@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shardmig import ledger, relaxation
 from shardmig.errors import PreflightFailed
+from shardmig.keyset import bound
 from shardmig.ledger import os_user
 from shardmig.plan import Move, Switch, quote
 from shardmig.records import read_records
@@ -111,6 +112,8 @@ def _raised(shard: str, plan: Plan, state: State) -> Iterator[Query]:
         yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
         yield Query("UPDATE shardmig.flag SET state = $3 WHERE shard = $1 AND flag = $2", (*which, int(edge.target)))
     yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
+    if state >= State.LIVE:
+        yield from (bound(move.forward, move, None, None) for _, move in plan.moves if move.seed)
     done = [
         number
         for number, step in enumerate(plan.steps, 1)

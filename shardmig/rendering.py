@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shardmig.plan import Step
     from shardmig.recorder import Enum, Recorded
     from shardmig.scripts import Script
+    from shardmig.seeds import SeedRows
     from shardmig.tables import Table
 
 __all__ = ["LoadedPlan", "Renderer", "load_plans", "render"]
@@ -162,7 +163,7 @@ class _Recording:
     """What one script asked for."""
 
     statements: tuple[Recorded, ...]
-    moves: tuple[tuple[MoveRows, int | None], ...]
+    moves: tuple[tuple[MoveRows | SeedRows, int | None], ...]
     tables: Mapping[str, Table]
 
 
@@ -333,9 +334,9 @@ def _statement(call: Recorded) -> Statement:
 def _record(script: Script) -> _Recording:
     """Execute a script with a recorder in the place of a database."""
     recorder = Recorder(str(script.path), script.name)
-    moves: list[tuple[MoveRows, int | None]] = []
+    moves: list[tuple[MoveRows | SeedRows, int | None]] = []
 
-    def note(call: MoveRows) -> None:
+    def note(call: MoveRows | SeedRows) -> None:
         if not recorder.closed:
             recorder.refuse(_IN_UPGRADE)
         moves.append((call, recorder.line()))

@@ -39,6 +39,8 @@ def _step(step: Step) -> str:
     match step:
         case Statement():
             return " ".join(step.sql.split()) + ("" if step.transactional else "  -- outside a transaction")
+        case Move(seed=True):
+            return f"seed {step.table} by ({', '.join(step.key)}): fills {', '.join(step.writes)}"
         case Move():
             into = f" into {step.target}" if step.target else ""
             return f"move {step.table}{into} by ({', '.join(step.key)}): fills {', '.join(step.writes)}"

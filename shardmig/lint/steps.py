@@ -112,6 +112,8 @@ class _Step:
     # What each text must do
 
     def _forward(self, judge: Judge, statement: Node) -> None:
+        if self.step.seed and statement.kind != "InsertStmt":
+            judge.refuse(rules.MoveWrites, None, "a seed puts rows in: INSERT … SELECT … FROM (VALUES …) DO UPDATE")
         _row_by_row(judge, statement)
         self._locked_sources(judge, statement)
         for writing in _writing(statement):
@@ -151,7 +153,7 @@ class _Step:
         self._returns(judge, statement, self.step.target_key)
 
     def _purge(self, judge: Judge, statement: Node) -> None:
-        if self.step.target is None:
+        if self.step.target is None and not self.step.seed:
             judge.refuse(rules.MoveWrites, None, "a move within one table has nothing to purge; leave purge out")
         if statement.kind == "DeleteStmt" and judge.scope.relation(statement.get("relation")) != self.target:
             judge.refuse(
