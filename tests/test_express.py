@@ -124,21 +124,22 @@ async def test_a_shard_alone_is_nobodys_follower(two: list[Shard], servers: list
 # Where something does
 
 
-async def test_nobody_queues_behind_an_old_transaction(two: list[Shard]) -> None:
+async def test_nobody_queues_behind_an_old_transaction(two: list[Shard], servers: list[Server]) -> None:
     said: list[Event] = []
-    fleet = fleet_of(two, SHOP, COLUMN, rollout={"park_after_s": 30})
-    fleet.listener = said.append
-    with psycopg.connect(two[1].url.get_secret_value()) as reader:
+    with proxied(servers[1], two[1]) as (proxy, far), psycopg.connect(two[1].url.get_secret_value()) as reader:
+        fleet = fleet_of([two[0], far], SHOP, COLUMN, rollout={"park_after_s": 30})
+        fleet.listener = said.append
         reader.execute("SELECT FROM customer")
         await asyncio.sleep(0.25)
         applying = asyncio.create_task(fleet.apply())
         while not any(isinstance(event, Waiting) for event in said):
             await asyncio.sleep(0.01)
-        waiting = run(two[1], "SELECT count(*) FROM pg_locks WHERE NOT granted")
+        assert not applying.done()
+        tries = [sql for sql in proxy.statements if sql.startswith("SET LOCAL lock_timeout")]
         reader.rollback()
         assert (await applying).done
 
-    assert [(0,)] == waiting
+    assert [] == tries, "the flight was not even sent"
     assert "note" in columns(two[1])
 
 
@@ -156,8 +157,9 @@ async def test_a_lock_that_is_not_there_at_once_is_left_to_the_careful_way(two: 
         fleet.listener = hold
         applying = asyncio.create_task(fleet.apply())
         await listening.wait()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.4)
         assert not applying.done()
+        assert [(0,)] == run(two[1], "SELECT count(*) FROM pg_locks WHERE NOT granted"), "others would wait behind it"
         writer.commit()
         assert (await applying).done
 
@@ -260,4 +262,5 @@ async def test_whoever_lost_the_turn_writes_nothing(two: list[Shard]) -> None:
     fleet.listener = take
     assert (await fleet.apply()).done
 
+    assert [(1,)] == run(two[1], "SELECT max(attempts) FROM shardmig.step"), "no step was there before the next turn"
     assert [(taken[0] + 1,)] == run(two[1], "SELECT term FROM shardmig.runner"), "the careful way took the next turn"
