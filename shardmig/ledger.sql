@@ -165,7 +165,7 @@ CREATE FUNCTION shardmig.draw_epoch() RETURNS bigint LANGUAGE sql VOLATILE
 CREATE FUNCTION shardmig.on_flag_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    edge shardmig.edge%ROWTYPE;
+    edge record;
     other text;
 BEGIN
     IF TG_OP = 'DELETE' THEN
@@ -208,7 +208,8 @@ BEGIN
         RETURN NEW;
     END IF;
 
-    SELECT * INTO edge FROM shardmig.edge e
+    -- The rows of the view, written out: a runner's server process is new, and a view is one more thing to look up.
+    SELECT * INTO edge FROM (VALUES {edges}) AS e (source, target, guard, has_move, invalidates, forgets, taken)
         WHERE e.source = OLD.state AND e.target = NEW.state AND e.has_move = OLD.has_move;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'flag % of shard % cannot go from % to %: one edge at a time', OLD.flag, OLD.shard,
@@ -254,7 +255,7 @@ BEGIN
     NEW.old_valid := OLD.old_valid AND edge.invalidates IS DISTINCT FROM 'old_valid';
     NEW.changed_at := clock_timestamp();
     -- term = 0 fences a mover that is between two batches; the row lock waits for one inside a batch.
-    UPDATE shardmig.step SET term = 0,
+    IF OLD.has_move THEN UPDATE shardmig.step SET term = 0,
             status = CASE WHEN edge.forgets THEN 'PENDING' ELSE status END,
             direction = CASE WHEN edge.forgets THEN NULL ELSE direction END,
             bounded_at = CASE WHEN edge.forgets THEN NULL ELSE bounded_at END,
@@ -267,6 +268,7 @@ BEGIN
             error = CASE WHEN edge.forgets THEN NULL ELSE error END,
             waiting = NULL
         WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
+    END IF;
     INSERT INTO shardmig.log (shard, action, flag, revision, before, after, reason)
         VALUES (OLD.shard, 'switch', OLD.flag, OLD.revision, shardmig.state_name(OLD.state),
             shardmig.state_name(NEW.state), nullif(current_setting('shardmig.reason', true), ''));
