@@ -1,14 +1,30 @@
-"""A flight: statements that travel together, so that no lock is held while the network is waited for."""
+"""
+A flight: statements that travel together, so that no lock is held while the network is waited for.
+
+They leave in one message of libpq's pipeline. Psycopg's own pipeline sends each statement by itself, and a server that
+is woken for each, and a client that asks each time whether it may write, cost more than the statements.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from psycopg import errors
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.waiting import Ready, Wait
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Query", "Result", "current_settings", "set_settings"]
+    from psycopg import AsyncConnection, abc
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn, PGresult
+
+    _Message = tuple[bytes, Sequence[Any], Sequence[int], Sequence[int]]  # text; parameters, their types and formats
+
+__all__ = ["Query", "Result", "current_settings", "fly", "set_settings"]
 
 
 class Query(NamedTuple):
@@ -26,15 +42,117 @@ class Result:
     Attributes:
         rows: in the server's order; empty for a statement that returns none.
         rowcount: rows returned or written; -1 when the statement has no count.
+        names: of the columns.
     """
 
     rows: list[tuple[Any, ...]]
     rowcount: int
+    names: tuple[str, ...] = ()
 
     @property
     def value(self) -> Any:  # noqa: ANN401 - whatever the caller selected
         """The first column of the first row; None without a row."""
         return self.rows[0][0] if self.rows else None
+
+
+async def fly(
+    connection: AsyncConnection[Any], queries: Sequence[Query], *, done: list[Result], named: bool = False
+) -> None:
+    """
+    Send statements in one message and wait for all answers.
+
+    Args:
+        connection: in autocommit mode; nobody else uses it meanwhile.
+        queries: the statements; the extended protocol refuses a second one hidden in a text.
+        done: where answers are put, one a statement; after an error, as many as came before the refused statement.
+        named: whether the names of the columns are wanted.
+
+    Raises:
+        psycopg.Error: the first one; the statements behind it were not executed.
+    """
+    transformer, pgconn = Transformer.from_context(connection), connection.pgconn
+    messages = [_message(query, transformer) for query in queries]
+    answers: list[PGresult] = []
+    async with connection.lock:
+        pgconn.enter_pipeline_mode()
+        try:
+            await connection.wait(_exchange(pgconn, messages, answers))
+        finally:
+            _leave(pgconn)
+            done += [_result(answer, transformer, named=named) for answer in answers if answer.status in _FINE]
+    for answer in answers:
+        if answer.status not in _FINE:
+            raise errors.error_from_result(answer, connection.info.encoding)
+    if len(answers) < len(queries):
+        raise errors.OperationalError("the server closed the connection")
+
+
+_FINE = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY})
+
+
+def _message(query: Query, transformer: abc.Transformer) -> _Message:
+    params = transformer.dump_sequence(query.params, [PyFormat.AUTO] * len(query.params))
+    return query.sql.encode(), params, transformer.types or (), transformer.formats or ()
+
+
+def _exchange(
+    pgconn: PGconn,
+    messages: Iterable[_Message],
+    answers: list[PGresult],
+) -> PQGen[None]:
+    """Send, and collect answers up to the Sync; one of psycopg's generators, which its connection waits for."""
+    for message in messages:
+        pgconn.send_query_params(*message)
+    pgconn.pipeline_sync()
+    unsent = pgconn.flush()
+    while True:
+        ready = yield Wait.RW if unsent else Wait.R
+        if ready & Ready.R:
+            try:
+                pgconn.consume_input()
+            except errors.OperationalError:
+                if any(answer.status not in _FINE for answer in answers):
+                    return  # the server said why before it went
+                raise
+            if _collect(pgconn, answers):
+                return
+        if unsent and ready & Ready.W:
+            unsent = pgconn.flush()
+
+
+def _collect(pgconn: PGconn, answers: list[PGresult]) -> bool:
+    """Take the answers that have arrived; True at the Sync, or when the connection is gone and no more will come."""
+    between = False
+    while not pgconn.is_busy():
+        answer = pgconn.get_result()
+        if answer is None:
+            if between:  # twice nothing: all that arrived is read
+                return pgconn.status == ConnStatus.BAD
+            between = True
+            continue
+        between = False
+        if answer.status == ExecStatus.PIPELINE_SYNC:
+            return True
+        answers.append(answer)
+    return False
+
+
+def _leave(pgconn: PGconn) -> None:
+    """End the pipeline; a connection on which answers are still to come is of no use any more."""
+    if pgconn.status == ConnStatus.BAD:
+        return
+    try:
+        pgconn.exit_pipeline_mode()
+    except errors.OperationalError:
+        pgconn.finish()
+
+
+def _result(answer: PGresult, transformer: abc.Transformer, *, named: bool) -> Result:
+    if answer.status != ExecStatus.TUPLES_OK:
+        return Result([], -1 if answer.command_tuples is None else answer.command_tuples)
+    transformer.set_pgresult(answer)
+    names = tuple((answer.fname(n) or b"").decode() for n in range(answer.nfields)) if named else ()
+    return Result(transformer.load_rows(0, answer.ntuples, tuple), answer.ntuples, names)
 
 
 def set_settings(values: Mapping[str, str], *, local: bool = True) -> Query:

@@ -13,18 +13,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psycopg
-from psycopg.rows import class_row, tuple_row
 
 from shardmig.errors import InDoubt, ShardUnreachable, StepFailed
-from shardmig.flight import Query, Result, current_settings, set_settings
+from shardmig.flight import Query, Result, current_settings, fly, set_settings
 from shardmig.handshake import SCHEMA_EXISTS, SET_ROLE, Answers, connect, judge, not_ready, questions
 from shardmig.holder import LOCK_CLASS, LOCKS, Holder, meet_holder
 from shardmig.pgerrors import first_line, is_connection_lost, is_transient, pointer, sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
-
-    from psycopg.rows import AsyncRowFactory
 
     from shardmig.config import SessionSettings, Shard
     from shardmig.errors import PreflightFailed
@@ -102,7 +99,7 @@ class Session:
 
     async def fetch(self, record: type[T], sql: str, params: Sequence[object] = ()) -> list[T]:
         """Run one SELECT and return its rows as records; column names are the record's fields."""
-        return (await self._fly([Query(sql, params)], class_row(record)))[0][1]
+        return _records(record, (await self._fly([Query(sql, params)], named=True))[0])
 
     async def fetch_one(self, record: type[T], sql: str, params: Sequence[object] = ()) -> T | None:
         """Return the first row as a record; None without a row."""
@@ -120,7 +117,7 @@ class Session:
             return await self.fetch(record, sql, params)
         flight = [Query("BEGIN READ ONLY"), set_settings({"role": "none"}), Query(sql, params), Query("COMMIT")]
         try:
-            return (await self._fly(flight, class_row(record), only=2))[2][1]
+            return _records(record, (await self._fly(flight, named=True))[2])
         except psycopg.Error:
             await self.roll_back()
             raise
@@ -132,7 +129,7 @@ class Session:
         Without BEGIN among them they still are one transaction, as PostgreSQL treats everything up to a Sync. A
         failure leaves the rest unexecuted; `failed` then is the query that was refused.
         """
-        return [Result(rows, count) for count, rows in await self._fly(queries, tuple_row)]
+        return await self._fly(queries)
 
     async def ask(self, queries: Sequence[Query]) -> list[Result]:
         """Read in one flight, or in none: what was asked while connecting is answered until anything else is sent."""
@@ -309,32 +306,19 @@ class Session:
             f"role {role} may not use schema {schema}; GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}",
         )
 
-    async def _fly(
-        self, queries: Sequence[Query], factory: AsyncRowFactory[T], *, only: int | None = None
-    ) -> list[tuple[int, list[T]]]:
-        """
-        Send queries in one flight; `only` names the one whose rows suit the factory.
-
-        Returns:
-            Row count and rows of each query.
-        """
+    async def _fly(self, queries: Sequence[Query], *, named: bool = False) -> list[Result]:
+        """Send queries in one flight; `named` results know the names of their columns."""
         for query in queries:
             self._refuse_hidden_text(query)
         self._answered = ((), [])
-        cursors = [psycopg.AsyncRawCursor(self.connection, row_factory=factory) for _ in queries]
         self.failed = None
+        done: list[Result] = []
         try:
-            async with self.connection.pipeline():
-                for cursor, query in zip(cursors, queries, strict=True):
-                    await cursor.execute(query.sql, query.params)
+            await fly(self.connection, queries, done=done, named=named)
         except psycopg.Error:
-            done = sum(cursor.pgresult is not None for cursor in cursors)
-            self.failed = queries[min(done, len(queries) - 1)]
+            self.failed = queries[min(len(done), len(queries) - 1)]
             raise
-        return [
-            (cursor.rowcount, await cursor.fetchall() if cursor.description and only in {None, number} else [])
-            for number, cursor in enumerate(cursors)
-        ]
+        return done
 
     def _refuse_hidden_text(self, query: Query) -> None:
         # A CR ends a "--" comment for the server though not for every reader, and nothing after a NUL is sent at all:
@@ -342,6 +326,10 @@ class Session:
         for character, name in (("\0", "NUL"), ("\r", "carriage return")):
             if character in query.sql:
                 raise StepFailed(f"the SQL contains a {name} character; take it out", shard=self.shard.name)
+
+
+def _records(record: type[T], result: Result) -> list[T]:
+    return [record(**dict(zip(result.names, row, strict=True))) for row in result.rows]
 
 
 @asynccontextmanager

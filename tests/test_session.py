@@ -271,7 +271,7 @@ async def test_a_broken_connection_prints_nothing_of_itself(shard: Shard) -> Non
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
 
-    assert (b"OperationalError\n", b"") == await process.communicate()
+    assert (b"AdminShutdown\n", b"") == await process.communicate()
 
 
 async def test_reconnecting_applies_everything_again(shard: Shard, connect: Connect) -> None:
