@@ -1,0 +1,202 @@
+"""What servers do to a move, each on a real one: it waits, goes on and counts no row twice, or says why not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fleets import fleet_of
+from moving import FLAG, blocked, customers, moving, notes, plan_of, same_table
+
+from shardmig import local, moves
+from shardmig.config import Pace, Shard
+from shardmig.errors import StepFailed
+from shardmig.events import BatchDone, Waiting
+from shardmig.outcomes import Outcome
+from shardmig.plan import Statement
+from shardmig.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conftest import Connect
+
+    from shardmig.events import Event
+
+T = "CREATE TABLE t (id bigint PRIMARY KEY, a text, b text, n int)"
+SMALL = Pace(batch_rows=10, batch_rows_min=10, batch_rows_max=10)
+PASSES = "a deadlock or a serialization failure ended a batch"
+
+
+def reasons(heard: Sequence[Event]) -> list[str]:
+    return [event.reason for event in heard if isinstance(event, Waiting)]
+
+
+@pytest.mark.parametrize("state", ["40P01", "40001"])
+async def test_a_deadlock_and_a_serialization_failure_are_tried_again(
+    shard: Shard, connect: Connect, state: str
+) -> None:
+    """Raised twice by the server, in the middle of a batch; a sequence counts what no rollback takes back."""
+    async with moving(shard, same_table(), T, customers(100)) as here:
+        connect(shard).execute(
+            "CREATE SEQUENCE fired; CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+            f"IF nextval('fired') <= 2 THEN RAISE EXCEPTION 'not now' USING ERRCODE = '{state}'; END IF; "
+            "RETURN NEW; END$$; "
+            "CREATE TRIGGER fail BEFORE UPDATE ON t FOR EACH ROW WHEN (NEW.id = 55) EXECUTE FUNCTION fail()"
+        )
+        heard, listen = notes()
+        assert await here.run(pace=SMALL, listener=listen).run()
+
+        assert PASSES in reasons(heard)
+        assert [(100, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
+        assert (100, 10) == ((await here.step()).rows, (await here.step()).batches)
+
+
+async def test_where_transactions_are_serializable_by_default_a_batch_that_lost_is_tried_again(
+    shard: Shard, connect: Connect
+) -> None:
+    """The server's own refusal: what the batch waited for was changed after its snapshot."""
+    look = connect(shard)
+    look.execute(f"ALTER DATABASE {look.info.dbname} SET default_transaction_isolation = 'repeatable read'")
+    async with moving(shard, same_table(), T, customers(30)) as here:
+        app = connect(shard)
+        app.execute("BEGIN ISOLATION LEVEL READ COMMITTED; UPDATE t SET a = 'app', b = 'APP' WHERE id = 5")
+        heard, listen = notes()
+        run = asyncio.create_task(here.run(pace=Pace(batch_rows=1, batch_rows_min=1), listener=listen).run())
+        await blocked(look, here.session.backend_pid)
+        app.execute("COMMIT")
+
+        assert await run
+        assert [("APP", 30)] == await here.rows("SELECT max(b) FILTER (WHERE id = 5), count(b) FROM t")
+        assert set(reasons(heard)) <= {PASSES, "rows of t are locked"}
+
+
+async def test_a_batch_that_runs_into_its_statement_timeout_is_split(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves, "_STATEMENT_MS", 150)
+    slow = same_table(
+        forward="UPDATE t SET b = upper(a), n = coalesce(n, 0) + 1 WHERE {batch} AND pg_sleep(0.002) IS NOT NULL"
+    )
+    async with moving(shard, slow, T, customers(240)) as here:
+        heard, listen = notes()
+        assert await here.run(pace=Pace(batch_rows=200, batch_target_ms=1000), listener=listen).run()
+
+        assert "a batch of t took too long" in reasons(heard)
+        assert 0 < max(event.rows for event in heard if isinstance(event, BatchDone)) <= 75
+        assert [(240, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
+
+
+async def test_one_row_that_is_too_slow_ends_the_move(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moves, "_STATEMENT_MS", 50)
+    stuck = same_table(forward="UPDATE t SET b = upper(a) WHERE {batch} AND (id <> 3 OR pg_sleep(1) IS NOT NULL)")
+    async with moving(shard, stuck, T, customers(5)) as here:
+        with pytest.raises(StepFailed, match="canceling statement due to statement timeout"):
+            await here.run(pace=Pace(batch_rows=2, batch_rows_min=1)).run()
+
+        assert [(2,)] == await here.rows("SELECT count(b) FROM t")
+
+
+async def test_a_slot_that_keeps_wal_back_stops_a_move_until_it_is_gone(connect: Connect) -> None:
+    with local.Server.start("primary") as server:
+        shard = Shard.model_validate({"name": "eu1", "url": server.create_database("shop")})
+        async with moving(shard, same_table(), T, customers(20_000)) as here:
+            psql = connect(shard)
+            psql.execute("CHECKPOINT")
+            psql.execute("SELECT pg_create_physical_replication_slot('forgotten', true)")
+            heard, listen = notes()
+            pace = Pace(max_slot_wal_mb=0.5, max_rows_per_s=8000)
+            run = asyncio.create_task(here.run(pace=pace, listener=listen).run())
+            async with asyncio.timeout(20):
+                while not any("slot forgotten keeps back" in reason for reason in reasons(heard)):
+                    await asyncio.sleep(0.01)
+            stopped = (await asyncio.to_thread(psql.execute, "SELECT rows, waiting FROM shardmig.step")).fetchall()
+            psql.execute("SELECT pg_drop_replication_slot('forgotten')")
+
+            assert await run
+            assert [True] == [0 < rows < 20_000 and "max_slot_wal_mb" in why for rows, why in stopped if rows]
+            assert [(20_000, 1)] == await here.rows("SELECT count(*), max(n) FROM t WHERE b = upper(a)")
+
+
+async def test_a_server_that_is_restarted_costs_a_batch_at_most() -> None:
+    with local.Server.start("primary") as server:
+        shard = Shard.model_validate({"name": "eu1", "url": server.create_database("shop")})
+        async with moving(shard, same_table(), T, customers(2000)) as here:
+            half = asyncio.Event()
+
+            def listen(event: Event) -> None:
+                if isinstance(event, BatchDone) and event.rows_done >= 500:
+                    half.set()
+
+            run = asyncio.create_task(here.run(pace=SMALL, listener=listen).run())
+            await half.wait()
+            await asyncio.to_thread(server.restart, "fast")
+
+            assert await run
+            assert [(2000, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+async def test_generated_columns_are_read_and_follow(shard: Shard) -> None:
+    """One is what the move reads, another follows what it writes."""
+    table = (
+        "CREATE TABLE t (id bigint PRIMARY KEY, a text, n int, loud text GENERATED ALWAYS AS (upper(a)) STORED, "
+        "b text, length int GENERATED ALWAYS AS (length(b)) STORED)"
+    )
+    move = same_table(
+        forward="UPDATE t SET b = loud, n = coalesce(n, 0) + 1 WHERE {batch}",
+        check="SELECT id FROM t WHERE {batch} AND b IS DISTINCT FROM loud",
+    )
+    async with moving(shard, move, table, customers(100)) as here:
+        assert await here.run(pace=SMALL).run()
+
+        assert [(100, 1)] == await here.rows("SELECT count(*), max(n) FROM t WHERE b = upper(a) AND length = length(a)")
+
+
+def upper(table: str, key: tuple[str, ...]) -> Any:
+    keys = ", ".join(key)
+    move = same_table(
+        table=table,
+        key=key,
+        forward=f"UPDATE {table} SET b = upper(a) WHERE {{batch}}",
+        check=f"SELECT {keys} FROM {table} WHERE {{batch}} AND b IS DISTINCT FROM upper(a)",
+        back=f"UPDATE {table} SET a = lower(b) WHERE {{batch}}",
+        back_check=f"SELECT {keys} FROM {table} WHERE {{batch}} AND a IS DISTINCT FROM lower(b)",
+    )
+    added = Statement(sql=f"ALTER TABLE {table} ADD COLUMN b text")
+    return plan_of(move).model_copy(update={"steps": (added, *plan_of(move).steps)})
+
+
+async def test_a_composite_key_with_a_nullable_column_is_refused_before_anything_changes(
+    shard: Shard, connect: Connect
+) -> None:
+    psql = connect(shard)
+    psql.execute("CREATE TABLE v (id bigint NOT NULL, region int, a text, UNIQUE (region, id))")
+    [refused] = await fleet_of([shard], upper("v", ("region", "id"))).apply(aware="1")
+
+    assert Outcome.FAILED is refused.outcome
+    assert "key region of v may be NULL: such rows would be left behind; it has no other key" in refused.reason
+    assert [(0,)] == psql.execute("SELECT count(*) FROM pg_attribute WHERE attname = 'b' AND attnum > 0 AND "
+                                  "attrelid = 'v'::regclass").fetchall()  # fmt: skip
+
+
+async def test_what_was_moved_before_giving_up_is_moved_again(shard: Shard, connect: Connect) -> None:
+    """W7: in OLD nobody keeps new fresh, so nothing of it counts the next time."""
+    psql = connect(shard)
+    psql.execute("CREATE TABLE v (id bigint PRIMARY KEY, a text)")
+    psql.execute("INSERT INTO v SELECT g, 'x' || g FROM generate_series(1, 500) g")
+    fleet = fleet_of([shard], upper("v", ("id",)))
+    (await fleet.apply(aware="1")).raise_for_failures()
+    (await fleet.switch(FLAG, State.OLD)).raise_for_failures()
+    psql.execute(
+        "UPDATE v SET a = 'changed' WHERE id <= 10; DELETE FROM v WHERE id = 11; INSERT INTO v VALUES (0, 'n')"
+    )
+    heard, fleet.listener = notes()
+    (await fleet.switch(FLAG, State.LIVE)).raise_for_failures()
+
+    assert [(500, 0)] == psql.execute("SELECT count(*), count(*) FILTER (WHERE b <> upper(a)) FROM v").fetchall()
+    assert 500 == sum(event.rows for event in heard if isinstance(event, BatchDone))
