@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - class_row fills the field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from psycopg import errors as pg
 
@@ -14,7 +14,7 @@ from shardmig.flight import Query
 if TYPE_CHECKING:
     from shardmig.session import Session
 
-__all__ = ["LOCKS", "LOCK_CLASS", "Holder", "Purpose", "meet_holder"]
+__all__ = ["LOCKS", "LOCK_CLASS", "Holder", "Own", "Purpose", "meet_holder"]
 
 Purpose = Literal["run", "read"]
 
@@ -49,9 +49,22 @@ class Holder:
         )
 
 
-async def meet_holder(session: Session, *, take_over: bool) -> Holder | None:
+class Own(NamedTuple):
+    """A server process that serves, or served, this session."""
+
+    pid: int
+    since: datetime
+
+
+async def meet_holder(session: Session, *, take_over: bool, lost: Own | None = None) -> Holder | None:
     """
     Wait a moment for the runner lock; then say who holds it or, on request, end that backend.
+
+    Args:
+        session: which has not got the lock.
+        take_over: end whoever has it.
+        lost: the server process of a connection that this session has lost. It may live on, for a server that builds
+            an index does not look whether its client is still there; it is ended without a request.
 
     Returns:
         Whose backend was ended.
@@ -64,6 +77,10 @@ async def meet_holder(session: Session, *, take_over: bool) -> Holder | None:
         return None
     holders = await session.observe(Holder, _HOLDER, (name,))
     who = str(holders[0]) if holders else "a runner that has just ended"
+    if lost is not None and lost in [(holder.pid, holder.since) for holder in holders]:
+        await session.transact([Query(_END_LOST, (name, *lost))], local={"role": "none"})
+        if await _lock_within(session, _TAKE_OVER_WAIT_MS):
+            return None
     if not take_over:
         raise ShardBusy(
             f"another runner works on this shard: {who}; wait for it, or take over if it is gone for good",
@@ -94,10 +111,11 @@ async def _lock_within(session: Session, limit_ms: int) -> bool:
 _RUNNER_LOCK = f"hashtextextended('shardmig ' || $2, {LOCK_CLASS})"
 _PRESENCE = f"pg_try_advisory_lock_shared({LOCK_CLASS}, 0)"
 LOCKS: dict[Purpose, str] = {
-    "read": f"SELECT current_schema()::text, pg_backend_pid() = $1 AND {_PRESENCE} AND $2::text IS NOT NULL",
+    "read": f"SELECT current_schema()::text, pg_backend_pid() = $1 AND {_PRESENCE} AND $2::text IS NOT NULL, NULL",
     "run": f"""
 SELECT current_schema()::text,
-       pg_backend_pid() = $1 AND {_PRESENCE} AND NOT pg_is_in_recovery() AND pg_try_advisory_lock({_RUNNER_LOCK})
+       pg_backend_pid() = $1 AND {_PRESENCE} AND NOT pg_is_in_recovery() AND pg_try_advisory_lock({_RUNNER_LOCK}),
+       (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid()))
 """,
 }
 
@@ -115,5 +133,9 @@ SELECT held.pid, a.usename::text AS role, nullif(a.application_name, '') AS appl
 FROM ({_HELD}) AS held LEFT JOIN pg_stat_activity AS a USING (pid)
 """
 
+_END_LOST = f"""
+SELECT pg_terminate_backend(held.pid) FROM ({_HELD}) AS held JOIN pg_stat_activity AS a USING (pid)
+WHERE held.pid = $2 AND a.backend_start = $3
+"""
 _END_HOLDER = f"SELECT pg_terminate_backend(held.pid) FROM ({_HELD}) AS held"
 _WAIT_FOR_LOCK = f"SELECT pg_advisory_lock({_RUNNER_LOCK.replace('$2', '$1')})"

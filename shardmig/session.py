@@ -17,11 +17,12 @@ import psycopg
 from shardmig.errors import InDoubt, ShardUnreachable, StepFailed
 from shardmig.flight import Query, Result, current_settings, fly, set_settings
 from shardmig.handshake import SCHEMA_EXISTS, SET_ROLE, Answers, connect, judge, not_ready, questions
-from shardmig.holder import LOCK_CLASS, LOCKS, Holder, meet_holder
+from shardmig.holder import LOCK_CLASS, LOCKS, Holder, Own, meet_holder
 from shardmig.pgerrors import first_line, is_connection_lost, is_transient, pointer, sqlstate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+    from datetime import datetime
 
     from shardmig.config import SessionSettings, Shard
     from shardmig.errors import PreflightFailed
@@ -73,6 +74,7 @@ class Session:
         self.terminate_older_than_s: float | None = None
         self.failed: Query | None = None
         self.pg_versions = pg_versions
+        self._own: Own | None = None
         self._answered: tuple[Sequence[Query], list[Result]] = ((), [])
         self._open: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
 
@@ -255,7 +257,8 @@ class Session:
     async def _prepare(self, *, take_over: bool, ask: Sequence[Query]) -> None:
         """Do everything in one flight; only a busy shard, or an answer that is refused, costs more."""
         info = self.connection.info
-        answers, (schema, locked), answered = await self._shake_hands(ask)
+        answers, (schema, locked, since), answered = await self._shake_hands(ask)
+        lost, self._own = self._own, Own(info.backend_pid, since) if since else None
         encoding = info.parameter_status("server_encoding")
         judge(answers, self.shard, self.pg_versions, server_version=info.server_version, server_encoding=encoding)
         self.login, self.deadlock_timeout_ms = answers.login, answers.deadlock_timeout_ms
@@ -268,14 +271,17 @@ class Session:
         if locked:
             self._answered = (ask, answered)
         else:  # whoever holds the shard is changing what was read
-            self.took_over = await meet_holder(self, take_over=take_over) or self.took_over
+            self.took_over = await meet_holder(self, take_over=take_over, lost=lost) or self.took_over
 
-    async def _shake_hands(self, ask: Sequence[Query]) -> tuple[Answers, tuple[str | None, bool], list[Result]]:
+    async def _shake_hands(
+        self, ask: Sequence[Query]
+    ) -> tuple[Answers, tuple[str | None, bool, datetime | None], list[Result]]:
         """
         Send self-checks, settings, locks and questions.
 
         Returns:
-            What the server says of itself; the schema that is used, and whether it is locked; the answers.
+            What the server says of itself; the schema that is used, whether the shard is locked, and since when the
+            server process of a runner is there; the answers.
         """
         pid, info, owner = self.backend_pid, self.connection.info, self.settings.owner
         checks = Query(*questions(self.shard, self.settings, backend_pid=pid, server_version=info.server_version))

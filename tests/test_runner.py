@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from pydantic import SecretStr
+from servers import FaultProxy
 
 from shardmig.config import Config
 from shardmig.errors import PlanChanged, ShardUnreachable
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from shardmig.config import Shard
     from shardmig.events import Event
+    from shardmig.local import Server
     from shardmig.session import Session
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -274,6 +277,36 @@ async def test_an_invalid_index_that_a_killed_build_left_is_built_again(
         await asyncio.sleep(0.01)
     blocker.commit()
     report = await building
+
+    assert report.done, list(report)
+    assert [(True,)] == other.execute(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
+    ).fetchall()
+
+
+async def test_a_build_that_outlives_its_connection_is_not_another_runners(
+    fleet: Callable[..., Fleet],
+    connect: Callable[..., psycopg.Connection[Any]],
+    shard: Shard,
+    servers: list[Server],
+) -> None:
+    """The server does not look whether its client is there while it waits, so it keeps the runner's lock."""
+    await applied(fleet(SHOP))
+    blocker, other = connect(shard, autocommit=False), connect(shard)
+    blocker.execute("INSERT INTO customer VALUES (1, 'a')")
+    builders = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%INDEX CONC%' AND wait_event_type = 'Lock'"
+    with FaultProxy(servers[0]) as proxy:
+        url = proxy.url(other.info.dbname)
+        made = fleet(SHOP, INDEX)
+        made.targets = [shard.model_copy(update={"url": SecretStr(url)})]
+        building = asyncio.create_task(made.apply())
+        while not (first := other.execute(builders).fetchall()):
+            await asyncio.sleep(0.01)
+        proxy.reset()
+        while other.execute(builders).fetchall() in ([], first) and not building.done():
+            await asyncio.sleep(0.01)
+        blocker.commit()
+        report = await building
 
     assert report.done, list(report)
     assert [(True,)] == other.execute(
