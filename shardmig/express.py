@@ -24,7 +24,7 @@ from shardmig.events import FlagSwitched, StepDone, StepStarted, Waiting
 from shardmig.ledger import os_user
 from shardmig.plan import Switch
 from shardmig.records import flags_of, flags_query
-from shardmig.session import Query, is_connection_lost, set_settings
+from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
 from shardmig.steps import in_doubt
 from shardmig.structure import recorded
@@ -67,13 +67,15 @@ class Arrival:
 
     Attributes:
         turn: taken in it; ended in it, if nothing is left.
-        flags: as they are now, by name.
+        flags: as they are now, by name; not asked for, if nothing is left.
         left: plans whose rows are to be moved; their structure is there.
+        taken: flags that are LIVE now.
     """
 
     turn: Turn
     flags: dict[str, FlagRow]
     left: tuple[Todo, ...]
+    taken: tuple[str, ...]
 
 
 def fits(todo: Sequence[Todo], records: Records) -> bool:
@@ -132,9 +134,10 @@ async def travel(
         for query in begin_migration(turn.shard, item.plan, position=positions[item.plan.revision], term=turn.term)
     ]
     flight = [
-        *_transactions(turn, [turn.taking(), turn.hold(), *beginning], todo, tables, _ending(turn, todo, reason)),
-        *([turn.end()] if last else []),
-        flags_query(records.shard),
+        *_transactions(
+            turn, [turn.taking(ends=last), turn.hold(), *beginning], todo, tables, _ending(turn, todo, reason)
+        ),
+        *([] if last else [flags_query(records.shard)]),
     ]
     _tell_start(listener, turn.shard, todo)
     try:
@@ -149,7 +152,7 @@ async def travel(
         return None
     _tell_end(listener, turn.shard, todo, time.monotonic() - started)
     left = tuple(replace(item, statements=()) for item in todo if item.plan.has_move)
-    return Arrival(turn, flags_of(results[-1]), left)
+    return Arrival(turn, {} if last else flags_of(results[-1]), left, tuple(_taken(todo)))
 
 
 def _transactions(
@@ -170,18 +173,17 @@ def _transactions(
             yield from _transaction(free)
             free = []
             proofs = [_proof(tables[address]) for address in map(qualified, item.accepted.locked(number))]
-            yield from _transaction([*done, *proofs], lock_timeout_ms=turn.session.settings.lock_timeout_ms[0])
+            record, *statements = done
+            limited = f"{record.sql}, set_config('lock_timeout', '{turn.session.settings.lock_timeout_ms[0]}ms', true)"
+            yield from _transaction([Query(limited, record.params), *statements, *proofs])
     yield from _transaction([*free, *ending])
 
 
-def _transaction(queries: Sequence[Query], *, lock_timeout_ms: int | None = None) -> Iterator[Query]:
-    if not queries:
-        return
-    yield Query("BEGIN")
-    if lock_timeout_ms is not None:
-        yield Query(f"SET LOCAL lock_timeout = {lock_timeout_ms}")
-    yield from queries
-    yield Query("COMMIT")
+def _transaction(queries: Sequence[Query]) -> Iterator[Query]:
+    if queries:
+        yield Query("BEGIN")
+        yield from queries
+        yield Query("COMMIT")
 
 
 def _ending(turn: Turn, todo: Sequence[Todo], reason: str | None) -> list[Query]:
@@ -197,8 +199,13 @@ def _ending(turn: Turn, todo: Sequence[Todo], reason: str | None) -> list[Query]
             ]
         else:
             queries.append(finish_migration(turn.shard, item.plan.revision))
-    said = set_settings({"shardmig.reason": reason or "", "shardmig.os_user": os_user()})
-    return [turn.hold(), said, *queries] if queries else []
+    hold = turn.hold()
+    said = "set_config('shardmig.reason', $3, true), set_config('shardmig.os_user', $4, true)"
+    return [Query(f"{hold.sql}, {said}", [*hold.params, reason or "", os_user()]), *queries] if queries else []
+
+
+def _taken(todo: Sequence[Todo]) -> Iterator[str]:
+    return (item.plan.flag for item in todo if item.target is State.LIVE and not item.plan.has_move)
 
 
 def _switches(plan: Plan) -> list[int]:

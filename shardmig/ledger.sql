@@ -167,6 +167,8 @@ CREATE FUNCTION shardmig.on_flag_write() RETURNS trigger
 DECLARE
     edge record;
     other text;
+    token bigint := shardmig.draw_epoch();
+    names CONSTANT text[] := ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'];
 BEGIN
     IF TG_OP = 'DELETE' THEN
         RAISE EXCEPTION 'flag % of shard % cannot be deleted: no row would mean OLD', OLD.flag, OLD.shard
@@ -176,7 +178,8 @@ BEGIN
         IF NEW.state <> 0 OR NEW.new_valid OR NOT NEW.old_valid THEN
             RAISE EXCEPTION 'flag % of shard % must begin as OLD', NEW.flag, NEW.shard USING ERRCODE = 'SM002';
         END IF;
-        UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = NEW.shard RETURNING epoch INTO NEW.epoch;
+        UPDATE shardmig.shard SET epoch = token WHERE shard = NEW.shard;
+        NEW.epoch := token;
         RETURN NEW;
     END IF;
     -- The shard was renamed, and this row follows it (ON UPDATE CASCADE): nobody has the old name any more.
@@ -203,7 +206,7 @@ BEGIN
         END IF;
         -- Applications keep these two under the shard's epoch: they say when not to write.
         IF (NEW.cross_table, NEW.touch_source) IS DISTINCT FROM (OLD.cross_table, OLD.touch_source) THEN
-            UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = NEW.shard;
+            UPDATE shardmig.shard SET epoch = token WHERE shard = NEW.shard;
         END IF;
         RETURN NEW;
     END IF;
@@ -226,7 +229,8 @@ BEGIN
     END IF;
 
     -- Everybody who changes a flag of this shard meets on this row; what follows sees their commits.
-    UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = OLD.shard RETURNING epoch INTO NEW.epoch;
+    UPDATE shardmig.shard SET epoch = token WHERE shard = OLD.shard;
+    NEW.epoch := token;
     IF OLD.state = 0 THEN
         -- A flag is entered together with its plan, hence before the structure that its other states speak of.
         IF EXISTS (SELECT FROM shardmig.step s
@@ -235,11 +239,14 @@ BEGIN
             RAISE EXCEPTION 'flag % of shard % cannot leave OLD: the structure of % is not all there', OLD.flag,
                 OLD.shard, OLD.revision USING ERRCODE = 'SM002', HINT = 'apply it first';
         END IF;
-        SELECT n.name INTO other FROM unnest(OLD.needs) AS n (name)
-            WHERE NOT EXISTS (SELECT FROM shardmig.flag f
-                WHERE f.shard = OLD.shard AND f.flag = n.name AND f.state >= 2) LIMIT 1;
-        IF FOUND THEN
-            RAISE EXCEPTION 'flag % of shard % needs % LIVE first', OLD.flag, OLD.shard, other USING ERRCODE = 'SM002';
+        IF OLD.needs <> '{{}}' THEN
+            SELECT n.name INTO other FROM unnest(OLD.needs) AS n (name)
+                WHERE NOT EXISTS (SELECT FROM shardmig.flag f
+                    WHERE f.shard = OLD.shard AND f.flag = n.name AND f.state >= 2) LIMIT 1;
+            IF FOUND THEN
+                RAISE EXCEPTION 'flag % of shard % needs % LIVE first', OLD.flag, OLD.shard, other
+                    USING ERRCODE = 'SM002';
+            END IF;
         END IF;
     ELSIF OLD.state = 2 AND NEW.state < 2 THEN
         SELECT f.flag INTO other FROM shardmig.flag f
@@ -255,23 +262,24 @@ BEGIN
     NEW.old_valid := OLD.old_valid AND edge.invalidates IS DISTINCT FROM 'old_valid';
     NEW.changed_at := clock_timestamp();
     -- term = 0 fences a mover that is between two batches; the row lock waits for one inside a batch.
-    IF OLD.has_move THEN UPDATE shardmig.step SET term = 0,
-            status = CASE WHEN edge.forgets THEN 'PENDING' ELSE status END,
-            direction = CASE WHEN edge.forgets THEN NULL ELSE direction END,
-            bounded_at = CASE WHEN edge.forgets THEN NULL ELSE bounded_at END,
-            upto = CASE WHEN edge.forgets THEN NULL ELSE upto END,
-            cursor = CASE WHEN edge.forgets THEN NULL ELSE cursor END,
-            check_cursor = CASE WHEN edge.forgets THEN NULL ELSE check_cursor END,
-            checked_at = CASE WHEN edge.forgets THEN NULL ELSE checked_at END,
-            rows = CASE WHEN edge.forgets THEN 0 ELSE rows END,
-            batches = CASE WHEN edge.forgets THEN 0 ELSE batches END,
-            error = CASE WHEN edge.forgets THEN NULL ELSE error END,
-            waiting = NULL
-        WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
+    IF OLD.has_move THEN
+        UPDATE shardmig.step SET term = 0,
+                status = CASE WHEN edge.forgets THEN 'PENDING' ELSE status END,
+                direction = CASE WHEN edge.forgets THEN NULL ELSE direction END,
+                bounded_at = CASE WHEN edge.forgets THEN NULL ELSE bounded_at END,
+                upto = CASE WHEN edge.forgets THEN NULL ELSE upto END,
+                cursor = CASE WHEN edge.forgets THEN NULL ELSE cursor END,
+                check_cursor = CASE WHEN edge.forgets THEN NULL ELSE check_cursor END,
+                checked_at = CASE WHEN edge.forgets THEN NULL ELSE checked_at END,
+                rows = CASE WHEN edge.forgets THEN 0 ELSE rows END,
+                batches = CASE WHEN edge.forgets THEN 0 ELSE batches END,
+                error = CASE WHEN edge.forgets THEN NULL ELSE error END,
+                waiting = NULL
+            WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
     END IF;
     INSERT INTO shardmig.log (shard, action, flag, revision, before, after, reason)
-        VALUES (OLD.shard, 'switch', OLD.flag, OLD.revision, shardmig.state_name(OLD.state),
-            shardmig.state_name(NEW.state), nullif(current_setting('shardmig.reason', true), ''));
+        VALUES (OLD.shard, 'switch', OLD.flag, OLD.revision, names[OLD.state + 1], names[NEW.state + 1],
+            nullif(current_setting('shardmig.reason', true), ''));
     PERFORM pg_notify('shardmig', OLD.shard);  -- a hint for dashboards; nothing relies on it
     RETURN NEW;
 END $$;

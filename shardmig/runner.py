@@ -126,7 +126,7 @@ class Run:
             )
         tried, arrival = await self._look_and_hurry(todo, records)
         if arrival is not None:
-            todo, self._states = arrival.left, _shown(arrival.flags)
+            todo, self._states = arrival.left, _after(records, arrival)
             if not todo:
                 return True
         by_people = records.maintenance > 0 and not self._closed
@@ -402,6 +402,11 @@ class Run:
         except (pg.Error, ShardError):
             return
         self._states = _shown(flags_of(flags))
+
+
+def _after(records: Records, arrival: Arrival) -> tuple[tuple[str, str], ...]:
+    states = {row.flag: State(row.state).name for row in records.flags.values()}
+    return tuple({**states, **dict.fromkeys(arrival.taken, State.LIVE.name)}.items())
 
 
 def _shown(flags: dict[str, FlagRow]) -> tuple[tuple[str, str], ...]:

@@ -38,7 +38,6 @@ __all__ = [
     "is_transient",
     "open_session",
     "pointer",
-    "set_settings",
     "sqlstate",
 ]
 

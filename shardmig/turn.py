@@ -110,12 +110,16 @@ class Turn:
         """Claim a step in the transaction that does it: for a step that nobody can have done."""
         return Query(_CLAIM, (self.shard, revision, number, self.term))
 
-    def taking(self) -> Query:
-        """Take the turn in a flight that does more, when the term before it was just read; `hold` behind it decides."""
+    def taking(self, *, ends: bool) -> Query:
+        """
+        Take the turn in a flight that does more, when the term before it was just read; `hold` behind it decides.
+
+        A turn that `ends` with its flight names no holder.
+        """
         return Query(
-            "UPDATE shardmig.runner SET term = $2, holder = $3, since = clock_timestamp() "
-            "WHERE shard = $1 AND term = $2 - 1",
-            (self.shard, self.term, holder_name()),
+            "UPDATE shardmig.runner SET term = $2, holder = $3, "
+            "since = CASE WHEN $3::text <> '' THEN clock_timestamp() END WHERE shard = $1 AND term = $2 - 1",
+            (self.shard, self.term, None if ends else holder_name()),
         )
 
     def hold(self) -> Query:
