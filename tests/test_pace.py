@@ -213,6 +213,19 @@ async def test_a_server_s_batches_take_the_target_after_twelve(shard: Shard) -> 
         assert 0.8 <= statistics.fmean(settled) / pace.batch_target_ms <= 1.2
 
 
+async def test_the_batch_behind_a_slow_one_is_small_already(shard: Shard) -> None:
+    """Its end was looked for before anybody knew: what was found is thrown away."""
+    asleep = "CASE id WHEN 1500 THEN pg_sleep(0.5)::text = '' ELSE true END"
+    stumbling = same_table(forward=f"UPDATE t SET b = upper(a) WHERE {{batch}} AND {asleep}")
+    async with moving(shard, stumbling, T, customers(3000)) as here:
+        heard, listen = notes()
+        assert await here.run(pace=Pace(batch_rows_min=1, batch_rows_max=400), listener=listen).run()
+
+        sizes = [event.rows for event in heard if isinstance(event, BatchDone)]
+        slow = next(n for n in range(len(sizes)) if sum(sizes[: n + 1]) >= 1500)
+        assert sizes[slow] // 10 == sizes[slow + 1]
+
+
 def shard_on(server: local.Server) -> Shard:
     return Shard.model_validate({"name": "eu1", "url": server.create_database("shop")})
 
