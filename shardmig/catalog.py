@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
 from shardmig.errors import ProofFailed
-from shardmig.plan import Move, Statement, bind_batch, quote
+from shardmig.plan import Move, Statement, bind_batch
 from shardmig.session import Query
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ __all__ = [
     "mode_of",
     "proof_in_flight",
     "prove",
-    "qualified",
     "snapshot",
 ]
 
@@ -159,18 +158,13 @@ async def fingerprint(session: Session, schemas: Iterable[str]) -> str:
 
 def proof_in_flight(session: Session) -> tuple[Query, Query]:
     """
-    Return the two statements that bracket a change of one relation inside its transaction.
+    Return the two statements that bracket a change of some relations inside its transaction.
 
-    The relation's oid is expected in the setting `shardmig.relation` of the transaction. The first statement remembers
-    its facts, the second compares and raises NOT_ADDITIVE. Both are anonymous blocks, so nothing has to be installed
-    and the client's version decides what is proved.
+    Their oids are expected in the setting `shardmig.relations` of the transaction, as an array. The first statement
+    remembers their facts, the second compares and raises NOT_ADDITIVE. Both are anonymous blocks, so nothing has to be
+    installed and the client's version decides what is proved.
     """
     return _in_flight(_has_compression(session))
-
-
-def qualified(relation: str) -> str:
-    """Turn "table" or "schema.table", as a plan names it, into text that regclass understands."""
-    return relation if '"' in relation else ".".join(quote(part) for part in relation.split("."))
 
 
 def mode_of(sql: str) -> Mode:
@@ -293,7 +287,9 @@ def _facts(has_compression: bool) -> tuple[str, str]:  # noqa: FBT001 - the cach
 @cache
 def _in_flight(has_compression: bool) -> tuple[Query, Query]:  # noqa: FBT001 - the cache's key
     relations, _ = _facts(has_compression)
-    facts = relations.replace("{relations}", "c.oid = nullif(current_setting('shardmig.relation', true), '')::oid")
+    facts = relations.replace(
+        "{relations}", "c.oid = ANY (nullif(current_setting('shardmig.relations', true), '')::oid[])"
+    )
     return Query(_REMEMBER.replace("{facts}", facts)), Query(_COMPARE)
 
 
@@ -322,9 +318,9 @@ DECLARE
     facts text;
     missing text;
 BEGIN
-    IF coalesce(current_setting('shardmig.relation', true), '') = '' THEN
+    IF coalesce(current_setting('shardmig.relations', true), '') = '' THEN
         RAISE EXCEPTION USING ERRCODE = '{NOT_ADDITIVE}',
-            MESSAGE = 'the relation that the plan names was not found, so nothing is proved of what was changed';
+            MESSAGE = 'a relation that the plan names was not found, so nothing is proved of what was changed';
     END IF;
     EXECUTE 'EXECUTE shardmig_facts' INTO facts;
     SELECT string_agg(

@@ -14,7 +14,7 @@ from psycopg import errors as pg
 
 from shardmig import relaxation, switching
 from shardmig.checks import compare
-from shardmig.errors import CheckFailed, PreflightFailed, SwitchRefused
+from shardmig.errors import CheckFailed, PreflightFailed, SwitchedMeanwhile, SwitchRefused
 from shardmig.events import Warned
 from shardmig.keyset import bound
 from shardmig.ledger import translated
@@ -112,7 +112,9 @@ class Edges:
         with translated(self._turn.shard):
             results = await self._turn.session.transact([self._turn.hold(), *records, valid])
         if results[-1].rowcount != 1:
-            raise SwitchRefused(f"flag {plan.flag} was switched while rows moved; apply again", shard=self._turn.shard)
+            raise SwitchedMeanwhile(
+                f"flag {plan.flag} was switched while rows moved; apply again", shard=self._turn.shard
+            )
 
     async def _take(self, plan: Plan, edge: Edge) -> None:
         """Take one edge, if the flag has not taken it already."""

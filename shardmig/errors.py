@@ -8,7 +8,7 @@ Every exception of shardmig; the docstring is the default message and names the 
     ├── ShardError                      (.shard, .step; psycopg's error is __cause__)
     │   ├── ShardUnreachable · ShardBusy · ThroughPooler · NotPrimary · LockNotObtained · StepFailed
     │   ├── SwitchRefused · DrainTimeout · PreflightFailed · CheckFailed · ProofFailed · Fenced · InDoubt
-    │   ├── GateFailed · Overloaded · LedgerOutdated
+    │   ├── GateFailed · Overloaded · LedgerOutdated · SwitchedMeanwhile (a SwitchRefused)
     │   └── WrongShard                  (also a FlagError)
     ├── FlagError ── LedgerMissing · UnknownFlag · UnknownState · ShardBehind · ViewExpired · ShardInMaintenance
     │               WrongTransaction · WriteRefused
@@ -53,6 +53,7 @@ __all__ = [
     "StalePlan",
     "StepFailed",
     "SwitchRefused",
+    "SwitchedMeanwhile",
     "ThroughPooler",
     "UnknownFlag",
     "UnknownState",
@@ -181,6 +182,10 @@ class StepFailed(ShardError):
 
 class SwitchRefused(ShardError):
     """The flag may not take this edge now; the message says which guard is not met."""
+
+
+class SwitchedMeanwhile(SwitchRefused):
+    """Somebody switched the flag at the same moment; nothing was recorded, and the same command goes on from there."""
 
 
 class DrainTimeout(ShardError):

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from psycopg import errors as pg
 
-from shardmig.catalog import qualified
 from shardmig.errors import ShardUnreachable
 from shardmig.events import FlagSwitched, StepDone, StepStarted, Waiting
 from shardmig.ledger import os_user
-from shardmig.plan import Switch
+from shardmig.plan import Switch, quote_name
 from shardmig.records import flags_of, flags_query
 from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
@@ -172,7 +171,7 @@ def _transactions(
                 continue
             yield from _transaction(free)
             free = []
-            proofs = [_proof(tables[address]) for address in map(qualified, item.accepted.locked(number))]
+            proofs = [_proof(tables[address]) for address in map(quote_name, item.accepted.locked(number))]
             record, *statements = done
             limited = f"{record.sql}, set_config('lock_timeout', '{turn.session.settings.lock_timeout_ms[0]}ms', true)"
             yield from _transaction([Query(limited, record.params), *statements, *proofs])
@@ -245,7 +244,7 @@ async def _come_back(session: Session, lost: Exception) -> None:
 def _locked(todo: Sequence[Todo]) -> list[str]:
     return sorted(
         {
-            qualified(name)
+            quote_name(name)
             for item in todo
             for number in item.statements
             for name in item.accepted.locked(number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shardmig.plan import bind_batch, quote
+from shardmig.plan import bind_batch, quote, quote_name
 from shardmig.session import Query
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def range_params(after: Key | None, upto: Key | None) -> list[object]:
 
 def table(name: str) -> str:
     """Quote a table's name, schema included."""
-    return ".".join(quote(part) for part in name.split("."))
+    return quote_name(name)
 
 
 def last_key(move: Move, *, offset: int = 0) -> Query:

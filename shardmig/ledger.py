@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING
 from psycopg import errors as pg
 
 from shardmig import locking
-from shardmig.errors import Fenced, LockNotObtained, PreflightFailed, ShardError, SwitchRefused, WrongShard
+from shardmig.errors import (
+    Fenced,
+    LockNotObtained,
+    PreflightFailed,
+    ShardError,
+    SwitchedMeanwhile,
+    SwitchRefused,
+    WrongShard,
+)
 from shardmig.flight import set_settings
 from shardmig.session import Query
 from shardmig.states import EDGES
@@ -34,6 +42,7 @@ __all__ = [
     "FENCED",
     "REFUSED",
     "STEPS",
+    "SWITCHED",
     "install",
     "is_held",
     "newest",
@@ -55,6 +64,7 @@ applications read in every transaction, and it revokes from PUBLIC the functions
 """
 
 FENCED = "SM001"  # SQLSTATE: the step row belongs to another runner
+SWITCHED = "SM004"  # SQLSTATE: a flag is no longer where it was read
 REFUSED = "SM002"  # SQLSTATE: the ledger's own rules refuse a change
 
 _INSTALL_LOCK = 0x5368_6D67  # one installer a database; any constant will do
@@ -247,12 +257,18 @@ def is_held(error: pg.LockNotAvailable, shard: str) -> LockNotObtained:
 
 @contextmanager
 def translated(shard: str, step: str | None = None) -> Iterator[None]:
-    """Turn the SQLSTATEs of the ledger's functions and trigger into Fenced and SwitchRefused; others pass."""
+    """Turn the SQLSTATEs of the ledger's functions and trigger into errors that name the cure; others pass."""
     try:
         yield
     except pg.Error as error:
         if error.sqlstate == FENCED:
             raise Fenced(None, shard=shard, step=step) from error
+        if error.sqlstate == SWITCHED:
+            raise SwitchedMeanwhile(
+                f"{error.diag.message_primary}; nothing was recorded, and apply goes on from where the flag is now",
+                shard=shard,
+                step=step,
+            ) from error
         if error.sqlstate == REFUSED:
             hint = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
             raise SwitchRefused(f"{error.diag.message_primary}{hint}", shard=shard, step=step) from error

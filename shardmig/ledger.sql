@@ -239,7 +239,7 @@ BEGIN
             RAISE EXCEPTION 'flag % of shard % cannot leave OLD: the structure of % is not all there', OLD.flag,
                 OLD.shard, OLD.revision USING ERRCODE = 'SM002', HINT = 'apply it first';
         END IF;
-        IF OLD.needs <> '{{}}' THEN
+        IF OLD.needs <> '{}' THEN
             SELECT n.name INTO other FROM unnest(OLD.needs) AS n (name)
                 WHERE NOT EXISTS (SELECT FROM shardmig.flag f
                     WHERE f.shard = OLD.shard AND f.flag = n.name AND f.state >= 2) LIMIT 1;
@@ -359,7 +359,7 @@ BEGIN
             AND f.state = CASE to_direction WHEN 'forward' THEN 1 ELSE 2 END;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'rows of % move % only in %, after the drain', of_revision, to_direction,
-            CASE to_direction WHEN 'forward' THEN 'DUAL' ELSE 'LIVE' END USING ERRCODE = 'SM002';
+            CASE to_direction WHEN 'forward' THEN 'DUAL' ELSE 'LIVE' END USING ERRCODE = 'SM004';
     END IF;
 END $$;
 
@@ -398,7 +398,7 @@ BEGIN
     IF NOT FOUND THEN
         -- An error, so that nothing recorded together with the flip is kept without it.
         RAISE EXCEPTION 'flag % of shard % was switched by somebody else meanwhile', of_flag, of_shard
-            USING ERRCODE = 'SM002';
+            USING ERRCODE = 'SM004';
     END IF;
 END $$;
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 import psycopg
 
-from shardmig.catalog import NOT_ADDITIVE, Mode, mode_of, proof_in_flight, qualified
+from shardmig.catalog import NOT_ADDITIVE, Mode, mode_of, proof_in_flight
 from shardmig.errors import LockNotObtained, ProofFailed
 from shardmig.events import Blocker, Waiting
+from shardmig.plan import quote_name
 from shardmig.session import Query, sqlstate
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ async def holders(session: Session, *relations: str, mode: Mode = "ACCESS EXCLUS
     return await session.observe(
         Held,
         _HOLDERS.replace("{may_hurry}", may_hurry),
-        (list(map(qualified, relations)), session.shard.schema_name, _CONFLICTS[mode]),
+        (list(map(quote_name, relations)), session.shard.schema_name, _CONFLICTS[mode]),
     )
 
 
@@ -214,7 +215,7 @@ async def _try(
         Query(
             _ADDRESS,
             (
-                list(map(qualified, relations)),
+                list(map(quote_name, relations)),
                 session.shard.schema_name,
                 _CONFLICTS[mode],
                 session.settings.old_holder_ms,
@@ -351,14 +352,14 @@ ORDER BY age DESC NULLS LAST
 )
 
 # An anonymous block takes no parameters: its arguments travel as settings of the transaction. The look is at every
-# relation, the proof at the first.
+# relation, and so is the proof; one that is not there leaves nothing to prove.
 _ADDRESS = f"""
-SELECT set_config('shardmig.relation', coalesce(oids[1]::text, ''), true),
-       set_config('shardmig.relations', coalesce(oids::text, ''), true),
+SELECT set_config('shardmig.relations', CASE WHEN found THEN oids::text ELSE '' END, true),
        set_config('shardmig.weaker', $3::text[]::text, true),
        set_config('shardmig.old_holder_ms', $4::int::text, true),
        set_config('shardmig.past_autovacuum', $5::boolean::text, true)
-FROM (SELECT array_agg(oid ORDER BY place) AS oids FROM ({_OIDS}) AS named) AS found
+FROM (SELECT array_agg(oid ORDER BY place) AS oids, count(DISTINCT place) = cardinality($1) AS found
+      FROM ({_OIDS}) AS named) AS relations
 """
 
 _LOOK = f"""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 from psycopg import errors as pg
 
 from shardmig import switching
-from shardmig.catalog import qualified
 from shardmig.errors import PreflightFailed
 from shardmig.events import MaintenanceSet, Warned
 from shardmig.ledger import is_held, os_user, translated
+from shardmig.plan import quote_name
 from shardmig.preflight import touched
 from shardmig.session import Query
 from shardmig.states import State
@@ -88,7 +88,7 @@ async def _mode(session: Session, item: Todo, settings: Maintenance, listener: L
 
 async def _rows(session: Session, item: Todo) -> int:
     """Estimate, from statistics, how many rows the existing tables have that a plan touches."""
-    names = [qualified(name) for name in sorted(set(touched(item.accepted)))]
+    names = [quote_name(name) for name in sorted(set(touched(item.accepted)))]
     return int((await session.execute(_ROWS, [names])).value)
 
 

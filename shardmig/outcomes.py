@@ -15,6 +15,7 @@ from shardmig.errors import (
     ShardBusy,
     ShardmigError,
     ShardUnreachable,
+    SwitchedMeanwhile,
     WrongShard,
 )
 
@@ -48,6 +49,7 @@ _OUTCOMES: tuple[tuple[type[ShardmigError], Outcome], ...] = (
     (DrainTimeout, Outcome.PARKED),
     (ShardBusy, Outcome.PARKED),
     (Overloaded, Outcome.PARKED),
+    (SwitchedMeanwhile, Outcome.PARKED),
 )
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shardmig.states import State
 
-__all__ = ["BATCH", "AcceptedPlan", "Move", "Plan", "Statement", "Step", "Switch", "bind_batch"]
+__all__ = ["BATCH", "AcceptedPlan", "Move", "Plan", "Statement", "Step", "Switch", "bind_batch", "quote", "quote_name"]
 
+_PARTS = re.compile(r'"(?:[^"]|"")*"|[^."]+')
 BATCH = "{batch}"  # the literal token in a move's SQL that becomes a key range
 
 
@@ -259,6 +261,11 @@ def bind_batch(sql: str, key: tuple[str, ...], *, lower: bool, upper: bool, alia
 def quote(identifier: str) -> str:
     """Quote one SQL identifier."""
     return '"' + identifier.replace('"', '""') + '"'
+
+
+def quote_name(name: str) -> str:
+    """Quote "table" or "schema.table", as a plan names it; what stands in quotes already, dots included, stays."""
+    return ".".join(part if part.startswith('"') else quote(part) for part in _PARTS.findall(name))
 
 
 def _parameters(first: int, count: int) -> str:

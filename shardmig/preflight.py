@@ -13,10 +13,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from shardmig.catalog import mode_of, qualified
+from shardmig.catalog import mode_of
 from shardmig.errors import PreflightFailed
 from shardmig.keys import key_problems, unwalked
-from shardmig.plan import Move, Statement
+from shardmig.plan import Move, Statement, quote_name
 from shardmig.session import Query
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ async def _ask(
     session: Session, plans: tuple[AcceptedPlan, ...], along: Sequence[Query]
 ) -> tuple[_Findings, list[Result]]:
     names = sorted({name for accepted in plans for name in touched(accepted)})
-    asked = (names, [qualified(name) for name in names])
+    asked = (names, [quote_name(name) for name in names])
     moves = [Query(sql, asked) for sql in (_ROWS, _TRIGGERS, _CASCADES) if any(a.plan.moves for a in plans)]
     flight = iter(
         await session.flight(

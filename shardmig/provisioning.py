@@ -13,7 +13,7 @@ from shardmig import ledger, relaxation
 from shardmig.errors import PreflightFailed
 from shardmig.keyset import bound
 from shardmig.ledger import os_user
-from shardmig.plan import Move, Switch, quote
+from shardmig.plan import Move, Switch, quote_name
 from shardmig.records import read_records
 from shardmig.session import Query
 from shardmig.states import State, route
@@ -56,9 +56,15 @@ async def provision(run: Run, plans: Sequence[AcceptedPlan], states: Mapping[str
         True when the shard is open; False when a stop ended it at a safe place.
 
     Raises:
-        PreflightFailed: the database is not a new one.
+        PreflightFailed: the database is not a new one, or the plans do not make all of it.
     """
     session = run.session
+    if after := run.config.lint.start_after:
+        raise PreflightFailed(
+            f"the structure up to {after} was never made by a plan of shardmig, so an empty database cannot get it; "
+            "restore it from another shard (pg_dump --schema-only), `shardmig adopt`, then `shardmig apply`",
+            shard=session.shard.name,
+        )
     if await read_records(session) is None:
         await ledger.install(session, closed=CLOSED)
     records = await run.records()
@@ -88,7 +94,7 @@ async def _raise_flags(session: Session, plans: Sequence[Plan], states: Mapping[
 async def _refuse_rows(session: Session, plans: Sequence[Plan]) -> None:
     """Refuse tables with rows: whoever filled them did so before the flags said how."""
     tables = sorted({table for plan in plans for _, move in plan.moves for table in (move.table, move.target) if table})
-    looks = [Query(f"SELECT EXISTS (SELECT FROM {_name(table)})") for table in tables]
+    looks = [Query(f"SELECT EXISTS (SELECT FROM {quote_name(table)})") for table in tables]
     answers = await session.flight(looks) if looks else []
     if filled := [table for table, answer in zip(tables, answers, strict=True) if answer.value]:
         raise PreflightFailed(
@@ -96,10 +102,6 @@ async def _refuse_rows(session: Session, plans: Sequence[Plan]) -> None:
             "`shardmig maintenance off`, then `shardmig apply`",
             shard=session.shard.name,
         )
-
-
-def _name(table: str) -> str:
-    return ".".join(quote(part) for part in table.split("."))
 
 
 def _raised(shard: str, plan: Plan, state: State) -> Iterator[Query]:

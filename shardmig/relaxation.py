@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shardmig import locking
 from shardmig.errors import PreflightFailed
-from shardmig.plan import quote
+from shardmig.plan import quote, quote_name
 from shardmig.session import Query
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def relax(session: Session, plan: Plan, *, fence: Sequence[Query] = (), li
     """
     mandatory, problems = [], []
     for table, columns in _old_columns(plan).items():
-        for column in await session.fetch(_Column, _IN_THE_WAY, [_name(table), sorted(columns)]):
+        for column in await session.fetch(_Column, _IN_THE_WAY, [quote_name(table), sorted(columns)]):
             written = f"{table}.{column.name}"
             if column.constraints:
                 problems.append(f"{written} is under {column.constraints}: writers of new alone cannot keep that")
@@ -81,7 +81,7 @@ async def relax(session: Session, plan: Plan, *, fence: Sequence[Query] = (), li
             table,
             [
                 *fence,
-                Query(f"ALTER TABLE {_name(table)} ALTER COLUMN {quote(name)} DROP NOT NULL"),
+                Query(f"ALTER TABLE {quote_name(table)} ALTER COLUMN {quote(name)} DROP NOT NULL"),
                 Query(
                     "INSERT INTO shardmig.log (shard, action, flag, revision, before, after) "
                     "VALUES ($1, 'relax', $2, $3, $4, 'nullable')",
@@ -103,7 +103,7 @@ async def refuse_without_old(session: Session, plan: Plan) -> None:
     for table, columns in _old_columns(plan).items():
         found = await session.execute(
             "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
-            [_name(table)],
+            [quote_name(table)],
         )
         if missing := columns - {row[0] for row in found.rows}:
             raise PreflightFailed(
@@ -122,7 +122,3 @@ def _old_columns(plan: Plan) -> dict[str, set[str]]:
         table, _, column = written.rpartition(".")
         old.setdefault(table, set()).add(column)
     return old
-
-
-def _name(table: str) -> str:
-    return ".".join(quote(part) for part in table.split("."))

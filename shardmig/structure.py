@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from shardmig import locking
 from shardmig.errors import StepFailed
 from shardmig.ledger import translated
-from shardmig.plan import Statement, quote
+from shardmig.plan import Statement, quote, quote_name
 from shardmig.session import Query
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def recorded(turn: Turn, accepted: AcceptedPlan, number: int) -> list[Query]:
     """Put the record first, then the statement, then the rights that roles get on the table it creates."""
     queries = [turn.record_step(accepted.plan.revision, number), Query(_statement(accepted, number).sql)]
     if (table := accepted.creates.get(number)) is not None:
-        name = ".".join(quote(part) for part in table.split("."))
+        name = quote_name(table)
         for role, rights in turn.session.settings.grant.items():
             queries.append(Query(f"GRANT {rights} ON {name} TO {quote(role)}"))
             queries += _use_of_sequences(name, role)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from psycopg import errors as pg
 
 from shardmig import ledger
-from shardmig.errors import DrainTimeout, LockNotObtained, SwitchRefused
+from shardmig.errors import DrainTimeout, LockNotObtained, SwitchedMeanwhile, SwitchRefused
 from shardmig.events import Blocker, Draining, FlagSwitched, TransactionEnded, Warned
 from shardmig.records import flags_of, flags_query, read_flags
 from shardmig.session import LOCK_CLASS, Query
@@ -201,7 +201,7 @@ async def drain(
         ]
     )
     if recorded[1].rowcount != 1:
-        raise SwitchRefused(f"flag {row.flag} was switched while it was drained; apply again", shard=turn.shard)
+        raise SwitchedMeanwhile(f"flag {row.flag} was switched while it was drained; apply again", shard=turn.shard)
     return await read_flag(turn.session, row.flag)
 
 

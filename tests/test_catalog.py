@@ -167,7 +167,7 @@ async def refused_in_flight(session: Session, sql: str, relation: str) -> bool:
         await session.transact(
             [remember, Query(sql), compare, Query("SELECT 1 / 0")],
             isolation="REPEATABLE READ",
-            local={"shardmig.relation": oid},
+            local={"shardmig.relations": f"{{{oid}}}"},
         )
     except psycopg.errors.DivisionByZero:  # got past the proof, and is rolled back
         return False
@@ -226,7 +226,8 @@ async def test_the_proof_in_flight_names_what_changed(shard: Shard) -> None:
         oid = (await session.execute("SELECT 'customer'::regclass::oid::text")).value
         with pytest.raises(psycopg.Error, match=r"column public\.customer\.nick is gone"):
             await session.transact(
-                [remember, Query("ALTER TABLE customer DROP COLUMN nick"), compare], local={"shardmig.relation": oid}
+                [remember, Query("ALTER TABLE customer DROP COLUMN nick"), compare],
+                local={"shardmig.relations": f"{{{oid}}}"},
             )
 
         assert ("nick",) in (
@@ -249,7 +250,7 @@ async def test_somebody_elses_change_is_not_blamed_on_us(shard: Shard) -> None:
         await build(session)
         remember, compare = proof_in_flight(session)
         oid = (await session.execute("SELECT 'customer'::regclass::oid::text")).value
-        async with session.transaction(isolation="REPEATABLE READ", local={"shardmig.relation": oid}):
+        async with session.transaction(isolation="REPEATABLE READ", local={"shardmig.relations": f"{{{oid}}}"}):
             await session.flight([remember])
             await other.execute("ALTER TABLE customer ADD CHECK (id > -1)")
             await other.commit()

@@ -377,3 +377,19 @@ async def test_switching_needs_no_canary_and_moves_every_flag(six: list[Shard]) 
     assert 6 == len([event for event in events if isinstance(event, FlagSwitched)])
     held = await fleet_of(six, SHOP, UPPER).apply()
     assert {PENDING} == {one.outcome for one in held}, "what people switched back is theirs"
+
+
+async def test_a_flag_that_people_switch_meanwhile_parks_the_shard_and_says_to_go_on(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:1], SHOP, UPPER)
+    assert (await fleet.apply()).done
+
+    def go_forward_again(event: Event) -> None:
+        if isinstance(event, FlagSwitched) and event.after is State.DUAL:
+            run(six[0], "SELECT shardmig.switch('upper', 'LIVE', 'we need it')")
+
+    fleet.listener = go_forward_again
+
+    [report] = await fleet.switch("upper", State.OLD)
+
+    assert (PARKED, True) == (report.outcome, "was switched while it was drained; apply again" in report.reason)
+    assert {"shop": State.LIVE, "upper": State.LIVE} == flags(six[0])

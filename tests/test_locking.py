@@ -127,10 +127,24 @@ async def test_what_the_proof_refuses_is_rolled_back(shop: Shard) -> None:
         assert ["id", "name"] == await columns(session)
 
 
-async def test_what_cannot_be_proved_is_rolled_back(shop: Shard) -> None:
+async def test_the_proof_is_of_every_table_that_is_locked(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("CREATE TABLE region (id int PRIMARY KEY, name text)")
+    async with at(shop) as session:
+        with pytest.raises(ProofFailed, match=r"column public\.region\.name is gone"):
+            await under_lock(
+                session, "customer", [ADD, Query("ALTER TABLE region DROP COLUMN name")], further=["region"]
+            )
+
+        assert ["id", "name"] == await columns(session)
+
+
+@pytest.mark.parametrize("relations", [("misread",), ("customer", "misread")])
+async def test_what_cannot_be_proved_is_rolled_back(shop: Shard, relations: tuple[str, ...]) -> None:
     async with at(shop) as session:
         with pytest.raises(ProofFailed, match="was not found"):
-            await under_lock(session, "misread", [Query("ALTER TABLE customer DROP COLUMN name")])
+            await under_lock(
+                session, relations[0], [Query("ALTER TABLE customer DROP COLUMN name")], further=relations[1:]
+            )
 
         assert ["id", "name"] == await columns(session)
 

@@ -142,6 +142,18 @@ async def test_a_shard_that_has_a_ledger_or_rows_is_no_new_one(
     assert (Outcome.FAILED, True) == (rows.outcome, "customer has rows already" in rows.reason)
 
 
+async def test_a_shard_that_the_plans_do_not_make_whole_is_refused_before_anything_is_written(
+    shard: Shard,
+) -> None:
+    fleet = fleet_of([shard], SHOP, lint={"start_after": "0000_adopted"})
+
+    [report] = await fleet.provision()
+
+    assert (Outcome.FAILED, True) == (report.outcome, "pg_dump --schema-only" in report.reason)
+    with psycopg.connect(shard.url.get_secret_value()) as psql:
+        assert [(None,)] == psql.execute("SELECT to_regnamespace('shardmig')").fetchall()
+
+
 async def test_nothing_is_begun_while_another_shard_cannot_be_asked(shards: dict[str, Shard]) -> None:
     everybody = fleet_of([shards["eu1"], shards["us2"]], SHOP)
 

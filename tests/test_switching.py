@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from moving import FLAG, VERSIONS, moving, notes, same_table
 
 from shardmig import switching
 from shardmig.config import SessionSettings, Shard
-from shardmig.errors import DrainTimeout, Fenced, LockNotObtained, SwitchRefused
+from shardmig.errors import DrainTimeout, Fenced, LockNotObtained, SwitchedMeanwhile, SwitchRefused
 from shardmig.events import FlagSwitched, TransactionEnded, Warned
+from shardmig.outcomes import Outcome, outcome_of
 from shardmig.records import read_log
 from shardmig.session import open_session
 from shardmig.states import State
@@ -328,3 +330,13 @@ async def test_who_may_not_see_or_end_others_is_told_what_to_grant(
     finally:
         for role in granted:
             admin.execute(f"REVOKE {role} FROM shop_owner")
+
+
+async def test_a_flag_that_is_not_where_it_was_read_is_left_there_and_the_cure_is_named(shard: Shard) -> None:
+    async with moving(shard, same_table(), T) as here:
+        stale = replace(await here.flag(), epoch=0)
+
+        with pytest.raises(SwitchedMeanwhile, match="apply goes on from where the flag is now"):
+            await switching.flip(here.turn, stale, State.LIVE)
+
+        assert Outcome.PARKED is outcome_of(SwitchedMeanwhile(shard="eu1"))
