@@ -233,6 +233,26 @@ def neighbours(servers: list[local.Server], fresh_database: Any) -> list[Shard]:
         server.drop_database(name)
 
 
+async def test_what_was_waited_for_by_arrangement_shortens_no_other_patience(
+    shard: Shard, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardmig.rest._LOOK_S", 0.02)
+    host = Host(Pace(host_moves=1))
+    host.admit("other")
+    async with moving(shard, same_table(), T, customers(10)) as here:
+        psql = connect(shard)
+        heard, listen = notes()
+        run = asyncio.create_task(here.run(pace=Pace(max_rest_s=0.4), host=host, listener=listen).run())
+        await until(heard, "rows of other are moved on the same server")
+        await asyncio.sleep(0.6)  # longer than a move may rest
+        psql.execute("SELECT shardmig.pause('x', 'sale')")
+        host.leave("other")
+        await until(heard, "an operator paused it")
+        psql.execute("SELECT shardmig.resume('x')")
+
+        assert await run
+
+
 async def test_two_databases_of_one_server_share_its_rows_a_second(neighbours: list[Shard]) -> None:
     async with AsyncExitStack() as stack:
         moved = [await stack.enter_async_context(moving(one, same_table(), T, customers(200))) for one in neighbours]
