@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from conftest import Project
 
-SLOW = "[pace]\nbatch_rows = 50\nbatch_rows_max = 50\nmax_rows_per_s = 400\n"
+SLOW = "[pace]\nbatch_rows = 50\nbatch_rows_max = 50\nmax_rows_per_s = 100\n"
 MOVED = "SELECT coalesce(sum(batches), 0)::int FROM shardmig.step WHERE kind = 'move'"
 
 
