@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from psycopg import errors as pg
 
 from shardmig import switching
-from shardmig.errors import PreflightFailed
+from shardmig.errors import PreflightFailed, SwitchedMeanwhile
 from shardmig.events import MaintenanceSet, Warned
 from shardmig.ledger import is_held, os_user, translated
 from shardmig.plan import quote_name
@@ -121,13 +121,17 @@ async def close(
     Close the shard, then wait until nobody is inside who does not know.
 
     Raises:
+        SwitchedMeanwhile: people have closed it since the plans were begun, and it would be opened over their heads.
         DrainTimeout: somebody stays inside for longer than `drain_timeout_s`; the shard is closed then.
         LockNotObtained: an operator holds its row in an open transaction.
         Fenced: another runner took the shard over.
     """
     reason = f"{revision} is being applied"
-    call = Query("SELECT shardmig.maintenance($1, $2, $3, $4)", (mode, reason, turn.shard, revision))
-    await _write(turn, [call])
+    *_, closed = await _write(turn, [_locked(turn), Query(_CLOSE, (turn.shard, mode, reason, revision))])
+    if not closed:
+        raise SwitchedMeanwhile(
+            f"people have set maintenance meanwhile; {revision} waits, apply again", shard=turn.shard
+        )
     if listener:
         listener(MaintenanceSet(turn.shard, mode, reason))
     await switching.drain_shard(
@@ -137,10 +141,14 @@ async def close(
 
 async def lift(turn: Turn, *, listener: Listener | None = None) -> None:
     """Let the shard serve again, unless people have closed it meanwhile."""
-    locked = Query("SELECT FROM shardmig.shard WHERE shard = $1 FOR UPDATE", (turn.shard,))
-    *_, lifted = await _write(turn, [locked, Query(_LIFT, (turn.shard,))])
+    *_, lifted = await _write(turn, [_locked(turn), Query(_LIFT, (turn.shard,))])
     if listener and lifted:
         listener(MaintenanceSet(turn.shard, "off", None))
+
+
+def _locked(turn: Turn) -> Query:
+    """Wait for whoever sets maintenance right now; what is read behind this is how they left it."""
+    return Query("SELECT FROM shardmig.shard WHERE shard = $1 FOR UPDATE", (turn.shard,))
 
 
 async def _write(turn: Turn, queries: Sequence[Query]) -> list[bool]:
@@ -184,6 +192,10 @@ _CLOSED_FOR = """
 SELECT revision FROM (
     SELECT revision, after FROM shardmig.log WHERE shard = $1 AND action = 'maintenance' ORDER BY id DESC LIMIT 1
 ) AS last WHERE after <> 'off'
+"""
+_CLOSE = f"""
+SELECT shardmig.maintenance($2, $3, $1, $4)
+WHERE (SELECT maintenance FROM shardmig.shard WHERE shard = $1) = 0 OR EXISTS ({_CLOSED_FOR} AND revision IS NOT NULL)
 """
 _LIFT = f"SELECT shardmig.maintenance('off', NULL, $1) WHERE EXISTS ({_CLOSED_FOR} AND revision IS NOT NULL)"
 _STATES_BEFORE = """

@@ -301,6 +301,23 @@ async def test_what_people_closed_meanwhile_no_runner_opens(shard: Shard, connec
     assert (2, "fire") == maintenance(psql)
 
 
+async def test_what_people_closed_before_the_runner_could_stays_theirs(shard: Shard, connect: Connect) -> None:
+    psql = await shop(shard, connect)
+    fleet = fleet_of([shard], SHOP, NOTE, OFFLINE)
+
+    def close_by_hand(event: Event) -> None:
+        if isinstance(event, FlagSwitched) and event.flag == "note":
+            psql.execute("SELECT shardmig.maintenance('read-only', 'another disk')")
+
+    told(fleet, close_by_hand)
+
+    [report] = await fleet.apply()
+
+    assert (Outcome.PARKED, True) == (report.outcome, "people have set maintenance meanwhile" in report.reason)
+    assert ((1, "another disk"), [("read-only", None)]) == (maintenance(psql), history(psql))
+    assert State.OLD == state(psql)
+
+
 KILLED = """
 import asyncio, os, signal, sys
 sys.path.insert(0, sys.argv[1])
