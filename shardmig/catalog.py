@@ -128,8 +128,8 @@ async def additive(session: Session, schemas: Iterable[str]) -> AsyncIterator[No
     yield
     if missing := before.not_in(await snapshot(session, named)):
         raise ProofFailed(
-            f"the catalog lost something: {'; '.join(map(str, missing))}. What was applied is committed: look at it "
-            "before going on with other shards, and report this: the linter missed it",
+            f"the catalog lost something: {'; '.join(map(str, missing))}. What was applied is committed, and no shard "
+            "goes on before people decide; report this: the linter missed it",
             shard=session.shard.name,
         )
 

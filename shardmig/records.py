@@ -108,6 +108,11 @@ class StepRow:
         """Whether nothing is left of this step."""
         return self.status == "DONE"
 
+    @property
+    def disproved(self) -> str | None:
+        """What the proof of whole schemas found after this step, until people decide; None as a rule."""
+        return self.error if self.done else None
+
 
 @dataclass(frozen=True, slots=True)
 class LogRow:

@@ -9,7 +9,7 @@ check, flip, one edge at a time. `Run.walk` is the same walk on request, in both
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -25,6 +25,7 @@ from shardmig.errors import (
     InDoubt,
     LedgerOutdated,
     PreflightFailed,
+    ProofFailed,
     ShardError,
     SwitchRefused,
 )
@@ -152,7 +153,7 @@ class Run:
         return False
 
     async def _apply_group(self, todo: Sequence[Todo], structure: Structure) -> None:
-        async with self._proved():
+        async with self._proved(todo):
             for item in todo:
                 await structure.execute(item)
         for item in todo:
@@ -369,12 +370,23 @@ class Run:
             listener=self.listener,
         )
 
-    def _proved(self) -> AbstractAsyncContextManager[None]:
+    @asynccontextmanager
+    async def _proved(self, todo: Sequence[Todo]) -> AsyncIterator[None]:
         """Prove on the canary that whole schemas only grew; elsewhere a locked table is proved in its transaction."""
         if not self.proves_schemas:
-            return nullcontext()
+            yield
+            return
         schemas = {self.session.shard.schema_name, *self.config.lint.schemas}
-        return catalog.additive(self.session, sorted(schemas))
+        executed = [(item.plan.revision, item.statements[-1]) for item in todo if item.statements]
+        proving = False
+        try:
+            async with catalog.additive(self.session, sorted(schemas)):
+                yield
+                proving = True
+        except ProofFailed as error:
+            if proving and executed:  # what was executed is committed, so the ledger says what is wrong with it
+                await self.session.flight([self._steps.turn.record_proof(*executed[-1], error.args[0])])
+            raise
 
     async def _walk_plan(self, item: Todo) -> None:
         plan = item.plan

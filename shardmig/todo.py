@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from shardmig import planfile
-from shardmig.errors import PlanChanged
+from shardmig.errors import PlanChanged, ProofFailed
 from shardmig.plan import Statement, Switch, step_sha256
 from shardmig.states import State
 
@@ -82,7 +82,16 @@ def pending(
     Raises:
         PlanChanged: a plan differs from what this shard has begun, its flag is another revision's there, or the
             ledger has a revision that is not here.
+        ProofFailed: a step took something away here, and nobody has decided what to do about it.
     """
+    for step in records.steps.values():
+        if step.disproved is not None:
+            raise ProofFailed(
+                f"{step.disproved}. `shardmig verify --shard {records.shard}` shows what differs; repair it, or leave "
+                f"it, then `shardmig apply --shard {records.shard} --despite-proof --reason TEXT` goes on",
+                shard=records.shard,
+                step=f"{step.revision} step {step.number}",
+            )
     known = {accepted.plan.revision for accepted in (*plans, *history)}
     last = max((records.migrations[r].position for r in known if r in records.migrations), default=0)
     begins = any(accepted.plan.revision not in records.migrations for accepted in plans)

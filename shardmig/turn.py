@@ -184,6 +184,14 @@ class Turn:
             (self.shard, revision, number, self.term, error[:2000]),
         )
 
+    def record_proof(self, revision: str, number: int, error: str) -> Query:
+        """Keep what the proof of whole schemas found on a step that is done; nobody goes on before people decide."""
+        return Query(
+            "UPDATE shardmig.step SET error = $5 "
+            "WHERE shard = $1 AND revision = $2 AND number = $3 AND term <= $4 AND status = 'DONE'",
+            (self.shard, revision, number, self.term, error[:2000]),
+        )
+
     def reopen_steps(self, revision: str, numbers: Sequence[int]) -> Query:
         """
         Make steps that this revision has behind it lie ahead again.

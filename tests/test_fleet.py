@@ -393,3 +393,35 @@ async def test_a_flag_that_people_switch_meanwhile_parks_the_shard_and_says_to_g
 
     assert (PARKED, True) == (report.outcome, "was switched while it was drained; apply again" in report.reason)
     assert {"shop": State.LIVE, "upper": State.LIVE} == flags(six[0])
+
+
+async def test_a_canary_whose_schemas_lost_something_stops_until_people_decide(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:2], SHOP, NOTE.model_copy(update={"parent": "0001_shop", "revision": "0002_note"}))
+    run(six[0], "CREATE TABLE old (id int, name text)")
+
+    def take_something_away(event: Event) -> None:
+        if isinstance(event, StepStarted) and event.revision == "0002_note":
+            run(six[0], "ALTER TABLE old DROP COLUMN name")
+
+    fleet.listener = take_something_away
+
+    canary, other = await fleet.apply()
+
+    assert (FAILED, PENDING) == (canary.outcome, other.outcome)
+    assert "column public.old.name is gone" in canary.reason
+    fleet.listener = None
+    alone = fleet_of(six[:1], *(accepted.plan for accepted in fleet.plans))
+    [again], [status] = await alone.apply(), await alone.status()
+    for told in (again, status):
+        assert (FAILED, True, True) == (
+            told.outcome,
+            "column public.old.name is gone" in told.reason,
+            "--despite-proof --reason TEXT" in told.reason,
+        )
+    assert {"shop": State.OLD, "note": State.OLD} == flags(six[0])
+    alone.accepts_proof, alone.reason = True, "old was nobody's"
+    assert (await alone.apply()).done
+    assert [("0002_note", "accepted", "old was nobody's")] == run(
+        six[0], "SELECT revision, after, reason FROM shardmig.log WHERE action = 'proof'"
+    )
+    assert (await fleet.apply()).done

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from shardmig.cli import options
+from shardmig.errors import ConfigError
 from shardmig.outcomes import Outcome
 
 __all__ = ["apply", "register"]
@@ -47,6 +48,10 @@ def apply(
     terminate_older_than: options.TerminateOlderThan = None,
     reason: options.Reason = None,
     recheck: options.Recheck = False,
+    despite_proof: Annotated[
+        bool,
+        typer.Option("--despite-proof", help="Go on where a proof failed: you have looked. Wants --reason; logged."),
+    ] = False,
     mismatches: options.Mismatches = None,
     log_json: options.LogJson = None,
     output: options.Output = "text",
@@ -73,6 +78,9 @@ def apply(
         chosen, jobs=jobs, pace=pace, take_over=take_over, terminate_older_than_s=terminate_older_than, reason=reason
     )
     fleet.rechecks = recheck
+    if despite_proof and not reason:
+        raise ConfigError("--despite-proof wants --reason TEXT: the log keeps why it is right to go on")
+    fleet.accepts_proof = despite_proof
     if failed:
         found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)
         behind = {one.shard for one in found if one.outcome is not Outcome.DONE}
