@@ -104,7 +104,7 @@ class MoveRun:
         """Start the servo."""
         self._servo, self._samples = Servo(self.pace), Samples(time.monotonic())
         self._patience = Patience(
-            self.turn, self._where, self.move.table, self._claim, self._split, self.stop, self.listener
+            self.turn, self._where, self.move.table, self._claim, self._note, self._split, self.stop, self.listener
         )
         self._rest = Rest(self.turn, self.revision, self.number, self.move, self.pace, self._patience, self.host)
 
@@ -162,6 +162,10 @@ class MoveRun:
         divisible = self._servo.rows > 1
         self._servo.too_slow()
         return divisible
+
+    async def _note(self, reason: str | None) -> None:
+        """Say in the step row why nothing moves; None when it goes on."""
+        await self.turn.session.flight([self.turn.record_waiting(self.revision, self.number, reason)])
 
     # ----------------------------------------------------------------------------------------------------------------
     # Batches

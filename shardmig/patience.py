@@ -61,6 +61,7 @@ class Patience:
         where: revision and step, for messages.
         table: whose rows are worked on, for messages.
         claim: reads the step row anew; called after each failure before the work is tried again.
+        note: writes into the step row why nothing moves, for whoever looks at the shard; None takes it out.
         split: told that the work met a lock or a timeout; returns whether a smaller piece can be tried.
         stop: set by Ctrl-C.
         listener: told what is waited for.
@@ -70,6 +71,7 @@ class Patience:
     where: str
     table: str
     claim: Callable[[], Awaitable[None]]
+    note: Callable[[str | None], Awaitable[None]]
     split: Callable[[], bool]
     stop: asyncio.Event
     listener: Listener | None
@@ -93,13 +95,13 @@ class Patience:
 
     async def _do(self, work: Callable[[], Awaitable[T]], witness: Witness) -> T:
         began, limit_s = time.monotonic(), self.turn.session.settings.lock_wait_s
-        again = False
+        again, noted = False, None
         for attempt in itertools.count():
             watched = time.monotonic() - began > min(_WATCH_S, limit_s / 2)
             try:
                 if again:
                     await self.claim()
-                return await (witness.watch(self.turn.session, work) if watched else work())
+                done = await (witness.watch(self.turn.session, work) if watched else work())
             except (InDoubt, pg.Error) as error:
                 if isinstance(error, InDoubt) or is_connection_lost(error):
                     await self._come_back()
@@ -111,13 +113,26 @@ class Patience:
                     given_up = late and (watched or not isinstance(error, pg.LockNotAvailable))
                     if given_up or not self._passes(error, witness.blockers):
                         raise self._failure(error, failed.sql if failed else "", witness.blockers) from error
+                    noted = await self._noted(witness.blockers, noted)
                     first_s, longest_s = _PAUSE_S
                     await self.rest(random.uniform(0.5, 1.0) * min(first_s * 2**attempt, longest_s))  # noqa: S311 - jitter
             except ShardError:
                 await self.turn.session.roll_back()  # the ledger refused in the middle of a transaction
                 raise
+            else:
+                await self._noted((), noted)
+                return done
             again = True
         raise AssertionError  # pragma: no cover - count() never ends
+
+    async def _noted(self, blockers: tuple[Blocker, ...], before: str | None) -> str | None:
+        """Keep in the step row who holds the rows, where it is not there yet; a note is not worth an error."""
+        who = f"pid {blockers[0].pid}" if blockers and blockers[0].pid else "a prepared transaction"
+        reason = f"rows of {self.table} are locked by {who}" if blockers else None
+        if reason != before:
+            with suppress(pg.Error, InDoubt):
+                await self.note(reason)
+        return reason
 
     async def rest(self, seconds: float) -> None:
         """

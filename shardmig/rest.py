@@ -92,10 +92,10 @@ class Rest:
             self.patience.say(reason.text)
             if reason.text != said:
                 said = reason.text
-                await self.patience.do(lambda why=said: self._note(why))  # type: ignore[misc]
+                await self.patience.do(lambda why=said: self.patience.note(why))  # type: ignore[misc]
             await self.patience.rest(_LOOK_S)
         if said is not None:
-            await self.patience.do(lambda: self._note(None))
+            await self.patience.do(lambda: self.patience.note(None))
         self._looked_at = time.monotonic()
 
     async def after_batch(self, rows: int, pause_s: float) -> None:
@@ -126,9 +126,6 @@ class Rest:
             return _Reason(others, arranged=True)
         braked = self._brakes.judge(await read_load(session, self.move)) if load else None
         return _Reason(braked) if braked is not None else None
-
-    async def _note(self, reason: str | None) -> None:
-        await self.turn.session.flight([self.turn.record_waiting(self.revision, self.number, reason)])
 
 
 # The window is told by the server's clock: runners' may differ.

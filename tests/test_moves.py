@@ -344,6 +344,21 @@ async def test_a_row_that_stays_locked_parks_the_move(shard: Shard, connect: Con
         assert await others(here) == 0
 
 
+async def test_who_looks_at_the_shard_sees_whose_rows_are_waited_for(shard: Shard, connect: Connect) -> None:
+    async with moving(shard, same_table(), T, customers(50)) as here:
+        app, psql = connect(shard), connect(shard)
+        app.execute("BEGIN; SELECT FROM t WHERE id = 25 FOR UPDATE")
+        run = asyncio.create_task(here.run().run())
+        async with asyncio.timeout(10):
+            while not (seen := psql.execute("SELECT waiting FROM shardmig.step WHERE waiting > ''").fetchall()):
+                await asyncio.sleep(0.01)
+        app.execute("COMMIT")
+
+        assert await run
+        assert [(f"rows of t are locked by pid {app.info.backend_pid}",)] == seen
+        assert (None, 50) == ((await here.step()).waiting, (await here.step()).rows)
+
+
 async def others(here: Moving) -> int:
     """Count sessions of shardmig on the shard beside the mover's own: a witness leaves with the wait."""
     async with asyncio.timeout(5):
