@@ -199,7 +199,11 @@ class Session:
             psycopg.pq.TransactionStatus.INTRANS,
             psycopg.pq.TransactionStatus.INERROR,
         }:
-            await self.connection.rollback()
+            try:
+                await self.connection.rollback()
+            except psycopg.Error as error:
+                if not is_connection_lost(error):  # the transaction ended with it; what is asked next says so
+                    raise
 
     # ----------------------------------------------------------------------------------------------------------------
     # The connection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from fleets import fleet_of
 from moving import FLAG, blocked, customers, moving, notes, plan_of, same_table
@@ -15,6 +16,7 @@ from shardmig.errors import StepFailed
 from shardmig.events import BatchDone, Waiting
 from shardmig.outcomes import Outcome
 from shardmig.plan import Statement
+from shardmig.session import Query
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -31,6 +33,23 @@ PASSES = "a deadlock or a serialization failure ended a batch"
 
 def reasons(heard: Sequence[Event]) -> list[str]:
     return [event.reason for event in heard if isinstance(event, Waiting)]
+
+
+async def test_a_connection_that_is_lost_while_a_failed_batch_is_rolled_back_comes_back(
+    shard: Shard, connect: Connect
+) -> None:
+    """A lock timeout first, and the end of the server process before its ROLLBACK."""
+    async with moving(shard, same_table(), T, customers(20)) as here:
+        session = here.session
+        await session.flight([Query("BEGIN")])
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await session.flight([Query("SELECT 1 / 0")])
+        psql = connect(shard)
+        psql.execute("SELECT pg_terminate_backend(%s, 5000)", [session.backend_pid])
+        await session.roll_back()
+
+        assert await here.run().run()
+        assert [(20, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
 
 
 @pytest.mark.parametrize("state", ["40P01", "40001"])
