@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, time, timedelta
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["SeedRows"]
 
 _ROWS_MAX = 1000  # what a reviewer may be asked to read
+_LENGTH = re.compile(  # of types that hold so many characters and no more; CHAR alone is one
+    r"(?:(?:VARCHAR|CHARACTER VARYING|BIT VARYING|CHARACTER|CHAR|BIT)\s*\(\s*(\d+)\s*\)|(?:CHARACTER|CHAR|BIT)\Z)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +119,24 @@ class SeedRows:
             seen.add(repr(values))
 
     def _values(self, columns: Sequence[str], types: Mapping[str, str | None]) -> str:
-        rows = (", ".join(_typed(row[column], types.get(column)) for column in columns) for row in self.rows)
+        rows = (
+            ", ".join(_typed(row[column], types.get(column), f"{self.table}.{column}") for column in columns)
+            for row in self.rows
+        )
         return ",\n".join(f"    ({row})" for row in rows)
 
 
-def _typed(value: object, type_sql: str | None) -> str:
+def _typed(value: object, type_sql: str | None, column: str) -> str:
     """Write a constant as its column stores it, so that it can be compared."""
     literal = _literal(value)
-    return literal if type_sql is None else f"CAST({literal} AS {type_sql})"
+    if type_sql is None:
+        return literal
+    length = _LENGTH.match(type_sql)
+    # An INSERT refuses what is too long; a CAST cuts it off and says nothing (Data Types, "Character Types").
+    text = "" if value is None else str(value) if isinstance(value, int) else _text(value)
+    if length and len(text.rstrip(" ")) > int(length[1] or 1):
+        raise ScriptError(f"{value!r} is too long for {column}, {type_sql}; shorten it or widen the column")
+    return f"CAST({literal} AS {type_sql})"
 
 
 def _literal(value: object) -> str:
@@ -147,7 +162,7 @@ def _text(value: object) -> str:
         case date() | time():
             return value.isoformat()
         case timedelta():
-            return f"{value.total_seconds()} seconds"
+            return f"{value.total_seconds():.6f} seconds"  # 1e-05 is no interval
         case UUID() | float() | Decimal():
             return str(value)
         case Mapping() | list():

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from shardmig.fleet import Fleet
 
 CURRENCY = "CREATE TABLE currency (code varchar(3) PRIMARY KEY, name text, rate numeric(10, 2), since date)"
-COLUMNS = {"code": "VARCHAR(3)", "name": "TEXT", "rate": "NUMERIC(10, 2)", "since": "DATE", "facts": "JSON"}
+COLUMNS = {
+    "code": "VARCHAR(3)",
+    "name": "TEXT",
+    "rate": "NUMERIC(10, 2)",
+    "since": "DATE",
+    "facts": "JSON",
+    "sign": "CHAR",
+}
 KNOWN = {
     "currency": Table(
         {name: Column(type_sql, nullable=True) for name, type_sql in COLUMNS.items()}, ("code",), created=True
@@ -88,6 +95,9 @@ def rows(psql: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:
         ([{"code": "EUR", "nmae": "Euro"}], "currency has no column nmae"),
         ([{"code": "EUR", "facts": {"a": 1}}], "currency.facts is json, which cannot be compared; make it jsonb"),
         ([{"code": object()}], "is no constant that a seed can hold"),
+        ([{"code": "EURO"}], r"'EURO' is too long for currency.code, VARCHAR\(3\); shorten it or widen"),
+        ([{"code": 1000}], "1000 is too long for currency.code"),
+        ([{"code": "EUR", "sign": "€€"}], "too long for currency.sign, CHAR;"),
         ([{"code": "{batch}"}], "would be taken for a range of keys"),
         ([{"code": "a\0b"}], "cannot be written"),
         ([{"code": str(n)} for n in range(1001)], "1001 rows are "),
@@ -181,6 +191,7 @@ async def test_every_kind_of_constant_is_written(shard: Shard, psql: psycopg.Con
         "u": ("UUID", UUID(int=5), UUID(int=5)),
         "j": ("JSONB", {"b": [1, None], "a": "ü'"}, {"b": [1, None], "a": "ü'"}),
         "v": ("INTERVAL", timedelta(hours=25), timedelta(hours=25)),
+        "w": ("INTERVAL", timedelta(microseconds=10), timedelta(microseconds=10)),
         "t": ("TEXT", "tab\tand\nline \\ end", "tab\tand\nline \\ end"),
     }
     columns = {name: Column(type_sql, nullable=True) for name, (type_sql, _, _) in kinds.items()}
