@@ -425,3 +425,32 @@ async def test_a_canary_whose_schemas_lost_something_stops_until_people_decide(s
         six[0], "SELECT revision, after, reason FROM shardmig.log WHERE action = 'proof'"
     )
     assert (await fleet.apply()).done
+
+
+async def test_two_runners_share_a_fleet_through_the_locks_of_its_shards(six: list[Shard]) -> None:
+    """The first one waits on a busy shard; the second one leaves that to it and does all the others."""
+    assert (await fleet_of(six, SHOP, rollout={"waves": "all"}).apply()).done
+    assert (await fleet_of(six[:1], SHOP, UPPER).apply()).done  # the canary
+    first = fleet_of(six[:2], SHOP, UPPER, rollout={"jobs": 1, "park_after_s": 60})
+    second = fleet_of(six, SHOP, UPPER, rollout={"jobs": 1, "waves": "all"})
+    by_first, by_second = heard(first), heard(second)
+
+    def worked_on(events: list[Event]) -> set[str]:
+        return {event.shard for event in events if isinstance(event, StepStarted)}
+
+    with psycopg.connect(six[1].url.get_secret_value()) as busy:
+        busy.execute("SELECT FROM customer")
+        one = asyncio.create_task(first.apply())
+        while not any(isinstance(event, Waiting) for event in by_first):
+            await asyncio.sleep(0.01)
+        two = asyncio.create_task(second.apply())
+        while sum(isinstance(event, OutcomeReached) for event in by_second) < 5:
+            await asyncio.sleep(0.01)
+        busy.rollback()
+        reports = await asyncio.gather(one, two)
+
+    assert all(report.done for report in reports), reports
+    assert ({six[1].name}, {shard.name for shard in six[2:]}) == (worked_on(by_first), worked_on(by_second))
+    assert [six[1].name] == [event.shard for event in by_second if isinstance(event, Parked)]
+    switched = "SELECT flag, after FROM shardmig.log WHERE action = 'switch' ORDER BY id"
+    assert {(("shop", "LIVE"), ("upper", "DUAL"), ("upper", "LIVE"))} == {tuple(run(shard, switched)) for shard in six}
