@@ -284,6 +284,7 @@ def proxies(ports: Sequence[int], latency_ms: float) -> Iterator[list[int]]:
 async def proxy(latency_ms: float, ports: Sequence[int]) -> None:
     """Listen once for each port and pass everything on, answers later; statements of one flight are delayed once."""
     loop = asyncio.get_running_loop()
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         upstream, towards = await asyncio.open_connection("127.0.0.1", port)
@@ -294,11 +295,13 @@ async def proxy(latency_ms: float, ports: Sequence[int]) -> None:
             loop.call_later(latency_ms / 1000, writer.close)
 
         answering = loop.create_task(answer())
+        serving.add(answering)  # the loop itself holds its tasks weakly
         with suppress(OSError):
             while data := await reader.read(65536):
                 towards.write(data)
         towards.close()
         await answering
+        serving.discard(answering)
 
     listening = [
         await asyncio.start_server(lambda r, w, port=port: serve(r, w, port), "127.0.0.1", 0) for port in ports
