@@ -2,9 +2,10 @@
 Is a shard ready for these plans? Asked before anything changes, and answered with every reason at once.
 
 One round trip asks what the touched tables are like and what the server can do: no more than these plans need, for a
-new server process pays for every catalog that it has not yet seen. Tables that the plans themselves create do not exist
-yet and are not asked about. Free disk is not asked either: PostgreSQL does not tell it to a client, and a guess would
-only look like an answer.
+new server process pays for every catalog that it has not yet seen. Another one follows where rows are moved between
+tables that react (triggers, foreign keys, rules, children), and where anything is published. Tables that the plans
+themselves create do not exist yet and are not asked about. Free disk is not asked either: PostgreSQL does not tell it
+to a client, and a guess would only look like an answer.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class _Table:
         owned: whether this session may do what only the owner may.
         referable: whether a foreign key of this session's tables may reference it.
         row_security: whether policies may hide rows.
+        reacts: whether it has, or once had, triggers, foreign keys on either side, rules or children.
     """
 
     name: str
@@ -94,6 +96,7 @@ class _Table:
     owned: bool
     referable: bool
     row_security: bool
+    reacts: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,7 @@ async def _ask(
 ) -> tuple[_Findings, list[Result]]:
     names = sorted({name for accepted in plans for name in touched(accepted)})
     asked = (names, [quote_name(name) for name in names])
-    moves = [Query(sql, asked) for sql in (_ROWS, _TRIGGERS, _CASCADES) if any(a.plan.moves for a in plans)]
+    moves = [Query(_ROWS, asked)] if any(accepted.plan.moves for accepted in plans) else []
     flight = iter(
         await session.flight(
             [
@@ -222,18 +225,20 @@ async def _ask(
         )
     )
     server = _Server(*next(flight).rows[0])
-    findings = _Findings(
-        plans,
-        server,
-        _Grantees(*next(flight).rows[0]) if session.settings.grant else _Grantees([], []),
-        next(flight).value if _mention_lz4(plans) else True,
-        {row[0]: _Table(*row) for row in next(flight).rows},
-        {row[0]: _Rows(*row) for row in next(flight).rows} if moves else {},
-        [_Trigger(*row) for row in next(flight).rows] if moves else [],
-        [_Cascade(*row) for row in next(flight).rows] if moves else [],
-        await _published(session, asked) if server.publishes else _Published([], {}),
-    )
-    return findings, list(flight)
+    grantees = _Grantees(*next(flight).rows[0]) if session.settings.grant else _Grantees([], [])
+    lz4 = next(flight).value if _mention_lz4(plans) else True
+    tables = {row[0]: _Table(*row) for row in next(flight).rows}
+    rows = {row[0]: _Rows(*row) for row in next(flight).rows} if moves else {}
+    answers = list(flight)
+    watched = bool(moves) and any(table.reacts for table in tables.values())
+    triggers, cascades = await _reactions(session, asked) if watched else ([], [])
+    published = await _published(session, asked) if server.publishes else _Published([], {})
+    return _Findings(plans, server, grantees, lz4, tables, rows, triggers, cascades, published), answers
+
+
+async def _reactions(session: Session, asked: tuple[list[str], list[str]]) -> tuple[list[_Trigger], list[_Cascade]]:
+    triggers, cascades = await session.flight([Query(_TRIGGERS, asked), Query(_CASCADES, asked)])
+    return [_Trigger(*row) for row in triggers.rows], [_Cascade(*row) for row in cascades.rows]
 
 
 async def _published(session: Session, asked: tuple[list[str], list[str]]) -> _Published:
@@ -465,7 +470,8 @@ SELECT asked.name,
        pg_get_userbyid(c.relowner)::text,
        pg_has_role(c.relowner, 'USAGE'),
        has_table_privilege(c.oid, 'REFERENCES'),
-       c.relrowsecurity
+       c.relrowsecurity,
+       c.relhastriggers OR c.relhasrules OR c.relhassubclass
 FROM {_ASKED} JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
 """
 
