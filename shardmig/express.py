@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from shardmig.session import Result, Session
     from shardmig.todo import Todo
 
-__all__ = ["Arrival", "fits", "questions", "quiet_tables", "travel"]
+__all__ = ["Arrival", "QuietTable", "fits", "proof", "questions", "quiet_tables", "travel"]
 
 
 class QuietTable(NamedTuple):
@@ -171,7 +171,7 @@ def _transactions(
                 continue
             yield from _transaction(free)
             free = []
-            proofs = [_proof(tables[address]) for address in map(quote_name, item.accepted.locked(number))]
+            proofs = [proof(tables[address]) for address in map(quote_name, item.accepted.locked(number))]
             record, *statements = done
             limited = f"{record.sql}, set_config('lock_timeout', '{turn.session.settings.lock_timeout_ms[0]}ms', true)"
             yield from _transaction([Query(limited, record.params), *statements, *proofs])
@@ -211,7 +211,8 @@ def _switches(plan: Plan) -> list[int]:
     return [number for number, step in enumerate(plan.steps, 1) if isinstance(step, Switch) and step.to is State.LIVE]
 
 
-def _proof(table: QuietTable) -> Query:
+def proof(table: QuietTable) -> Query:
+    """Refuse the transaction if it has taken anything from a table that was quiet before it; behind the change."""
     return Query(_PROOF, (table.address, table.oid, table.file, table.columns))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -13,6 +13,7 @@ from servers import FaultProxy
 
 from shardmig.config import Config, Lint, Shard
 from shardmig.events import StepDone, StepStarted, Waiting
+from shardmig.express import QuietTable, proof
 from shardmig.fleet import Fleet
 from shardmig.lint import History
 from shardmig.outcomes import Outcome
@@ -196,6 +197,36 @@ async def test_a_type_edited_by_hand_that_rewrites_the_table_is_rolled_back(two:
     assert Outcome.FAILED is failed.outcome
     assert "storage public.customer changed" in failed.reason
     assert "mood" not in columns(two[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [
+        ("ALTER TABLE customer ADD COLUMN note text", True),
+        ("ALTER TABLE customer ADD COLUMN note text DEFAULT 'x' NOT NULL", True),
+        ("COMMENT ON COLUMN customer.name IS 'x'", True),
+        ("CREATE TABLE child (id bigint REFERENCES customer)", True),
+        ("ALTER TABLE customer ADD COLUMN note timestamptz DEFAULT clock_timestamp()", False),
+        ("ALTER TABLE customer DROP COLUMN name", False),
+        ("ALTER TABLE customer ALTER COLUMN name SET NOT NULL", False),
+        ("ALTER TABLE customer ALTER COLUMN name SET DEFAULT 'x'", False),
+        ("ALTER TABLE customer ALTER COLUMN name TYPE varchar(9)", False),
+        ("ALTER TABLE customer RENAME COLUMN name TO title", False),
+        ("ALTER TABLE customer RENAME TO client", False),
+        ("DROP TABLE customer", False),
+        ("TRUNCATE customer", False),
+    ],
+)
+def test_what_takes_something_from_a_column_leaves_a_trace(two: list[Shard], change: str, *, passes: bool) -> None:
+    with psycopg.connect(two[1].url.get_secret_value()) as connection:
+        found = connection.execute(
+            "SELECT 'customer', oid, relnatts, relfilenode FROM pg_class WHERE oid = 'customer'::regclass"
+        ).fetchone()
+        assert found is not None
+        query = proof(QuietTable(*found))
+        connection.execute(change.encode())
+        with nullcontext() if passes else pytest.raises(psycopg.errors.DivisionByZero):
+            psycopg.RawCursor(connection).execute(query.sql.encode(), query.params)
 
 
 async def test_an_event_trigger_calls_for_the_full_proof(two: list[Shard], servers: list[Server]) -> None:
