@@ -9,7 +9,7 @@ check, flip, one edge at a time. `Run.walk` is the same walk on request, in both
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -41,7 +41,7 @@ from shardmig.structure import Structure
 from shardmig.turn import Turn, begin_migration, finish_migration
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from shardmig.config import Config
     from shardmig.events import Listener
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from shardmig.todo import Todo
 
 __all__ = ["Run"]
+
+_AT_ONCE_S = 10.0  # for opening a shard, when somebody asks to stop at once
 
 
 @dataclass(slots=True)
@@ -236,7 +238,7 @@ class Run:
             yield self._closed
         finally:
             if self._closed:
-                await self._open_again()
+                await _although_cancelled(self._open_again())
 
     async def _open_again(self) -> None:
         try:
@@ -247,10 +249,16 @@ class Run:
                         await self._steps.surely(partial(self._take_back, self._plan_of(flag).plan, before))
                 await self._steps.surely(self._lift)
         except (ShardError, pg.Error) as error:
-            if self.listener:
-                shard = self.session.shard.name
-                cure = f"`shardmig apply --shard {shard}` goes on, `shardmig maintenance off --shard {shard}` opens it"
-                self.listener(Warned(shard, f"the shard is still closed ({first_line(error)}); {cure}"))
+            self._say_closed(f"is still closed ({first_line(error)})")
+        except asyncio.CancelledError:
+            self._say_closed("may still be closed (stopped at once)")
+            raise
+
+    def _say_closed(self, how: str) -> None:
+        if self.listener:
+            shard = self.session.shard.name
+            cure = f"`shardmig apply --shard {shard}` goes on, `shardmig maintenance off --shard {shard}` opens it"
+            self.listener(Warned(shard, f"the shard {how}; {cure}"))
 
     async def _unfinished(self) -> set[str]:
         records = await read_records(self.session)
@@ -414,6 +422,17 @@ class Run:
         except (pg.Error, ShardError):
             return
         self._states = _shown(flags_of(flags))
+
+
+async def _although_cancelled(work: Coroutine[object, object, None]) -> None:
+    """Do work to its end although whoever waits for it is cancelled: for some seconds, then it is cancelled too."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(task, _AT_ONCE_S)
+        raise
 
 
 def _after(records: Records, arrival: Arrival) -> tuple[tuple[str, str], ...]:

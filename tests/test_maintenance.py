@@ -272,6 +272,30 @@ async def test_a_stop_opens_the_shard(shard: Shard, connect: Connect) -> None:
     assert ((0, None), State.OLD) == (maintenance(psql), state(psql))
 
 
+@pytest.mark.parametrize("patience_s", [10, 0])
+async def test_whoever_stops_at_once_waits_until_the_shard_is_open_or_hears_that_it_may_not_be(
+    shard: Shard, connect: Connect, monkeypatch: pytest.MonkeyPatch, patience_s: float
+) -> None:
+    monkeypatch.setattr("shardmig.runner._AT_ONCE_S", patience_s)
+    psql = await shop(shard, connect)
+    fleet = fleet_of([shard], SHOP, OFFLINE)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, FlagSwitched) and fleet.stop.is_set():  # taken back: the shard is about to be opened
+            run.cancel()
+        elif isinstance(event, FlagSwitched):
+            fleet.stop.set()
+
+    events = told(fleet, stop)
+    run = asyncio.create_task(fleet.apply())
+    with pytest.raises(asyncio.CancelledError):
+        await run
+
+    said = [event for event in events if isinstance(event, Warned) and "the shard may still be closed" in event.message]
+    assert (0 if patience_s else 1) == len(said)
+    assert said or (0, None) == maintenance(psql)
+
+
 async def test_read_only_set_by_people_is_not_enough_for_a_plan_that_wants_nobody_inside(
     shard: Shard, connect: Connect
 ) -> None:
