@@ -123,7 +123,7 @@ def main() -> None:
     ways: dict[str, Callable[[str, Table], Measured]] = {
         "whole": whole,
         "gentle": lambda url, table: asyncio.run(shardmig(url, table, Pace())),
-        "fast": lambda url, table: asyncio.run(shardmig(url, table, Pace(batch_target_ms=20))),
+        "fast": lambda url, table: asyncio.run(shardmig(url, table, Pace().at("fast"))),
         "keyset200": lambda url, table: keyset(url, table, 200),
         "keyset1000": lambda url, table: keyset(url, table, 1000),
         "pgroll": pgroll,
