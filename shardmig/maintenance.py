@@ -8,34 +8,38 @@ in the shard's log, with the revision it is for; what people set, no runner lift
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 from psycopg import errors as pg
 
 from shardmig import switching
-from shardmig.errors import PreflightFailed, SwitchedMeanwhile
-from shardmig.events import MaintenanceSet, Warned
+from shardmig.errors import Overloaded, PreflightFailed, SwitchedMeanwhile
+from shardmig.events import MaintenanceSet, Waiting, Warned
 from shardmig.ledger import is_held, os_user, translated
 from shardmig.plan import quote_name
 from shardmig.preflight import touched
+from shardmig.rest import arranged
 from shardmig.session import Query
 from shardmig.states import State
+from shardmig.window import Window
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Sequence
 
     from shardmig.config import Maintenance, Pace
     from shardmig.events import Listener
+    from shardmig.hosts import Host
     from shardmig.session import Session
     from shardmig.todo import Todo
     from shardmig.turn import Turn
 
-__all__ = ["Mode", "close", "closed_for", "hurried", "lift", "modes", "states_before"]
+__all__ = ["Mode", "close", "closed_for", "hurried", "lift", "modes", "states_before", "wait_to_move"]
 
 Mode = Literal["read-only", "offline"]
 
+_LOOK_S = 1.0  # between two looks whether rows may move
 _BATCH_MS = 100.0  # nobody waits for a row lock while writers are out
 
 
@@ -106,6 +110,32 @@ def hurried(pace: Pace, settings: Maintenance) -> Pace:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Close and open
+
+
+async def wait_to_move(
+    session: Session, pace: Pace, host: Host | None, *, stop: asyncio.Event, listener: Listener | None
+) -> bool:
+    """
+    Wait for the window and for a place on the server while the shard still serves: once it is closed, a move rests not.
+
+    Returns:
+        True when rows may move now, and the place is taken; False when `stop` was set before.
+
+    Raises:
+        Overloaded: they may not, and the configuration rather parks the shard.
+    """
+    window, shard = Window.parse(pace.window) if pace.window is not None else None, session.shard.name
+    while not stop.is_set():
+        reason = arranged(window, host, shard, float((await session.execute(_NOW)).value))
+        if reason is None:
+            return True
+        if pace.parks_waiting:
+            raise Overloaded(f"the shard is not closed yet: {reason}; apply again later", shard=shard)
+        if listener:
+            listener(Waiting(shard, reason))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _LOOK_S)
+    return False
 
 
 async def close(
@@ -188,6 +218,7 @@ WHERE c.relkind = 'r' AND c.oid IN (
     UNION SELECT to_regclass(named.name) FROM unnest($1::text[]) AS named (name)
 )
 """
+_NOW = "SELECT extract(epoch FROM clock_timestamp())::float8"  # runners' clocks may differ
 _CLOSED_FOR = """
 SELECT revision FROM (
     SELECT revision, after FROM shardmig.log WHERE shard = $1 AND action = 'maintenance' ORDER BY id DESC LIMIT 1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardmig.plan import Move
     from shardmig.turn import Turn
 
-__all__ = ["Rest"]
+__all__ = ["Rest", "arranged"]
 
 _LOOK_S = 1.0  # between two looks
 
@@ -119,13 +119,27 @@ class Rest:
         if paused is not None:
             self.end()
             return _Reason(f"an operator paused it: {paused}")
-        if self._window is not None and not self._window.is_open(at_s):
-            self.end()
-            return _Reason(f"rows move only {self._window.written} (window)", arranged=True)
-        if self.host is not None and (others := self.host.admit(self.turn.shard)) is not None:
-            return _Reason(others, arranged=True)
+        if (waits := arranged(self._window, self.host, self.turn.shard, at_s)) is not None:
+            return _Reason(waits, arranged=True)
         braked = self._brakes.judge(await read_load(session, self.move)) if load else None
         return _Reason(braked) if braked is not None else None
+
+
+def arranged(window: Window | None, host: Host | None, shard: str, at_s: float) -> str | None:
+    """
+    Take a place on a server for a shard's move, and return None; else why the move must wait, as a clause.
+
+    Args:
+        window: when rows may be moved; None is at any time.
+        host: the server; None is no limit.
+        shard: whose rows.
+        at_s: now, by the server's clock, in seconds since 1970.
+    """
+    if window is not None and not window.is_open(at_s):
+        if host is not None:
+            host.leave(shard)
+        return f"rows move only {window.written} (window)"
+    return host.admit(shard) if host is not None else None
 
 
 # The window is told by the server's clock: runners' may differ.

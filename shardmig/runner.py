@@ -149,7 +149,7 @@ class Run:
                 await switching.drain_shard(self.session, "maintenance", stop=self.stop, listener=self.listener)
             for mode, group in groupby(zip(todo, modes, strict=True), key=itemgetter(1)):
                 items = [item for item, _ in group]
-                async with self._closed_as(mode, items[0].plan.revision):
+                async with self._closed_as(mode, items):
                     await self._apply_group(items, structure)
             return True
         return False
@@ -269,22 +269,33 @@ class Run:
         self._closed = False
 
     @asynccontextmanager
-    async def _closed_as(self, mode: Mode | None, revision: str) -> AsyncIterator[None]:
+    async def _closed_as(self, mode: Mode | None, todo: Sequence[Todo]) -> AsyncIterator[None]:
         """Close the shard for plans that want it, and open it when they are done; `opening` does if they fail."""
         if mode is None:
             yield
             return
-        settings = self.config.maintenance
-        self._closed = True
-        await self._steps.surely(
-            partial(
-                maintenance.close, self._steps.turn, mode, revision, settings, stop=self.stop, listener=self.listener
-            )
-        )
-        self._edges.pace = maintenance.hurried(self.config.pace, settings)
-        yield
-        self._edges.pace = self.config.pace
-        await self._steps.surely(self._lift)
+        try:
+            if any(item.plan.has_move and (item.target is not None or item.moves_only) for item in todo):
+                await self._steps.surely(self._wait_to_move)
+            self._closed = True
+            await self._steps.surely(partial(self._close, mode, todo[0].plan.revision))
+            self._edges.pace = maintenance.hurried(self.config.pace, self.config.maintenance)
+            yield
+            self._edges.pace = self.config.pace
+            await self._steps.surely(self._lift)
+        finally:
+            if self.host is not None:
+                self.host.leave(self.session.shard.name)
+
+    async def _wait_to_move(self) -> None:
+        """Wait while the shard serves; one that a killed runner closed does not."""
+        pace = maintenance.hurried(self.config.pace, self.config.maintenance) if self._closed else self.config.pace
+        if not await maintenance.wait_to_move(self.session, pace, self.host, stop=self.stop, listener=self.listener):
+            raise Stopped
+
+    async def _close(self, mode: Mode, revision: str) -> None:
+        turn, settings = self._steps.turn, self.config.maintenance
+        await maintenance.close(turn, mode, revision, settings, stop=self.stop, listener=self.listener)
 
     async def states(self) -> tuple[tuple[str, str], ...]:
         """Name the state of each flag for a report, as last seen."""

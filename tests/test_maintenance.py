@@ -14,7 +14,7 @@ import pytest
 from fleets import NOTE, SHOP, UPPER, fleet_of
 
 from shardmig import Flag, Flags, ShardInMaintenance, State
-from shardmig.events import FlagSwitched, MaintenanceSet, StepStarted, Warned
+from shardmig.events import FlagSwitched, MaintenanceSet, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move
 
@@ -226,6 +226,39 @@ async def test_a_plan_that_may_stay_online_closes_no_shard_that_is_light_or_too_
 
     assert [] == history(psql)
     assert warned is any(isinstance(event, Warned) and "is heavy here" in event.message for event in events)
+
+
+async def test_outside_its_window_a_shard_is_not_closed(shard: Shard, connect: Connect) -> None:
+    psql = await shop(shard, connect)
+    [(hour,)] = psql.execute("SELECT extract(hour FROM now() AT TIME ZONE 'UTC')::int").fetchall()
+    window = f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00 UTC"
+    pace = {"window": window, "parks_waiting": True}
+    fleet = fleet_of([shard], SHOP, UPPER, maintenance={"heavy_rows": 100}, pace=pace)
+
+    [report] = await fleet.apply()
+
+    assert (Outcome.PARKED, True) == (report.outcome, f"not closed yet: rows move only {window}" in report.reason)
+    assert ([], (0, None)) == (history(psql), maintenance(psql))
+
+
+async def test_a_shard_serves_while_it_waits_for_its_turn_on_the_server(shard: Shard, connect: Connect) -> None:
+    psql = await shop(shard, connect)
+    fleet = fleet_of([shard], SHOP, UPPER, maintenance={"heavy_rows": 100}, pace={"host_moves": 1})
+    host = fleet._hosts.of(shard)
+    assert host.admit("another") is None
+    met: list[tuple[int, str | None]] = []
+
+    def let_pass(event: Event) -> None:
+        if isinstance(event, Waiting) and "rows of another are moved on the same server" in event.reason:
+            met.append(maintenance(psql))
+            host.leave("another")
+
+    told(fleet, let_pass)
+
+    assert (await fleet.apply()).done
+
+    assert ([(0, None)], [("read-only", "0002_upper"), ("off", None)]) == (met, history(psql))
+    assert host.admit("another") is None  # the place is free again
 
 
 async def test_a_failure_in_the_middle_opens_the_shard_with_its_flag_where_it_was(
