@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -79,6 +80,15 @@ def _window(value: str | None) -> str | None:
     if value is not None:
         Window.parse(value)
     return value
+
+
+def _command(value: str | None) -> str | None:
+    try:
+        if value is None or shlex.split(value):
+            return value
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no command: {str(error).lower()}; write it as in a shell") from None
+    raise ValueError("a command begins with a program; leave it out for none")
 
 
 class Shard(_Section):
@@ -262,7 +272,7 @@ class Rollout(_Section):
     per_host: int | None = Field(None, ge=1)
     bake_s: float = Field(0.0, ge=0)
     assertions: tuple[str, ...] = ()
-    gate: str | None = Field(None, min_length=1)
+    gate: Annotated[str | None, AfterValidator(_command)] = None
     gate_timeout_s: float = Field(300.0, gt=0)
     waves: Literal["doubling", "all", "named"] = "doubling"
     on_failure: Literal["continue", "halt"] = "continue"

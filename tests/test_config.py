@@ -113,6 +113,14 @@ def test_a_pace_is_a_name_or_a_section(write: Callable[..., Path]) -> None:
         load(write('pace = "furious"'))
 
 
+@pytest.mark.parametrize(("gate", "said"), [("sh -c 'x", "no closing quotation"), (" ", "begins with a program")])
+def test_a_gate_that_is_no_command_is_refused_before_the_canary_goes_live(
+    write: Callable[..., Path], gate: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"rollout.gate: .*{said}"):
+        load(write(f'[rollout]\ngate = "{gate}"\n'))
+
+
 def test_a_named_pace_keeps_every_limit() -> None:
     careful = Pace(max_replica_lag_s=1, host_moves=2)
 
