@@ -130,7 +130,7 @@ def revision(named: str, revisions: Sequence[str]) -> str:
     """
     if named in revisions:
         return named
-    found = [one for one in revisions if one.startswith(named)]
+    found = [one for one in revisions if named and one.startswith(named)]  # "" is a variable that somebody forgot
     if len(found) > 1:
         raise ConfigError(f"{named!r} begins {len(found)} revisions: {', '.join(found)}; type more of one")
     if not found:

@@ -87,6 +87,7 @@ def test_a_revision_may_be_cut_short_as_long_as_it_is_one_alone(repository: Proj
     several = repository.run(*verb, "000", code=2)
     assert re.search(r"'000' begins \d+ revisions: 0001_shop, 0002_split_name, 0003_order_address", several.err)
     assert "no revision '9'; the newest is 0003_order_address" in repository.run(*verb, "9", code=2).err
+    assert "begins" not in repository.run(*verb, "", code=2).err
 
 
 def test_apply_says_when_nobody_can_have_read_what_runs(repository: Project) -> None:
