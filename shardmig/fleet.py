@@ -216,6 +216,14 @@ class Fleet:
 
         return await self._on_each(work)
 
+    async def pause(self, flag: str) -> Report:
+        """Let a flag's moves rest on every target, whoever runs them; they go on with `resume`."""
+        return await self._beside(lambda session: ledger.let_rest(session, flag, self.reason))
+
+    async def resume(self, flag: str) -> Report:
+        """Let a flag's paused moves go on."""
+        return await self._beside(lambda session: ledger.let_go_on(session, flag))
+
     async def status(
         self, *, until: Until = Until.LIVE, upto: str | None = None, log: bool = False, forecast: bool = False
     ) -> list[ShardStatus]:
@@ -261,6 +269,18 @@ class Fleet:
         return dict(await self._places().side_by_side(self.targets, one))
 
     # ----------------------------------------------------------------------------------------------------------------
+
+    async def _beside(self, say: Callable[[Session], Awaitable[None]]) -> Report:
+        """Write something into every target's ledger beside whoever works there; their turn is not needed for it."""
+        answers = await self.ask(say)
+        return Report(
+            tuple(
+                ShardReport(shard, outcome_of(answer), 0, str(answer), error=answer)
+                if isinstance(answer, ShardmigError)
+                else ShardReport(shard, Outcome.DONE, 0)
+                for shard, answer in answers.items()
+            )
+        )
 
     async def _status(self, session: Session, plans: Sequence[AcceptedPlan], until: Until, *, log: bool) -> ShardStatus:
         shard = session.shard.name

@@ -240,6 +240,26 @@ async def set_maintenance(session: Session, mode: str, reason: str | None) -> No
         raise is_held(error, session.shard.name) from error
 
 
+async def let_rest(session: Session, flag: str, reason: str | None) -> None:
+    """Let a flag's moves rest, whoever runs them, until `let_go_on`; `reason` is shown wherever the move is."""
+    await _call(session, Query("SELECT shardmig.pause($1, $2, $3)", (flag, reason, session.shard.name)))
+
+
+async def let_go_on(session: Session, flag: str) -> None:
+    """Let a flag's moves go on that `let_rest` stopped."""
+    await _call(session, Query("SELECT shardmig.resume($1, $2)", (flag, session.shard.name)))
+
+
+async def _call(session: Session, call: Query) -> None:
+    try:
+        with translated(session.shard.name):
+            await session.transact([call], local={"shardmig.os_user": os_user()})
+    except (pg.UndefinedFunction, pg.InvalidSchemaName) as error:
+        raise PreflightFailed(
+            "this database has no ledger, so nothing moves here; `shardmig apply` there first", shard=session.shard.name
+        ) from error
+
+
 async def accept_proof(session: Session, reason: str | None) -> None:
     """Let a shard go on although the proof of its schemas failed: people have looked, and the log says so."""
     await session.execute(

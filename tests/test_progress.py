@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -112,16 +113,19 @@ async def test_status_tells_why_a_move_rests_and_promises_no_time(fleet: Fleet, 
     heard, fleet.listener = notes()
     run = asyncio.create_task(fleet.apply(aware="1"))
     await seen(fleet, lambda status: " left" in status.reason.partition("worked on")[2])
-    psql.execute("SELECT shardmig.pause(%s, 'sale')", [FLAG])
+    by_hand = replace(fleet, reason="sale")
+    (await by_hand.pause(FLAG)).raise_for_failures()
     resting = await seen(fleet, lambda status: "rests: an operator paused it: sale" in status.reason)
     [body] = _status_body(resting)["moves"]
-    psql.execute("SELECT shardmig.resume(%s)", [FLAG])
+    (await by_hand.resume(FLAG)).raise_for_failures()
     (await run).raise_for_failures()
     [done] = await fleet.status()
 
     assert ("an operator paused it: sale", None, None) == (body["waiting"], body["eta_s"], body["rows_per_s"])
     assert any(isinstance(event, Waiting) and event.reason == body["waiting"] for event in heard)
     assert "rows moved" not in done.reason
+    said = psql.execute("SELECT action, reason FROM shardmig.log WHERE action IN ('pause', 'resume') ORDER BY id")
+    assert [("pause", "sale"), ("resume", None)] == said.fetchall()
 
 
 async def test_a_speed_that_nobody_has_noted_lately_is_none(shard: Shard) -> None:
