@@ -92,7 +92,7 @@ _FINE = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY
 
 def _message(query: Query, transformer: abc.Transformer) -> _Message:
     params = transformer.dump_sequence(query.params, [PyFormat.AUTO] * len(query.params))
-    return query.sql.encode(), params, transformer.types or (), transformer.formats or ()
+    return query.sql.encode(), params, transformer.types or (), transformer.formats or []  # 3.2 takes no other sequence
 
 
 def _exchange(
