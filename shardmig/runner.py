@@ -279,9 +279,10 @@ class Run:
                 await self._steps.surely(self._wait_to_move)
             self._closed = True
             await self._steps.surely(partial(self._close, mode, todo[0].plan.revision))
-            self._edges.pace = maintenance.hurried(self.config.pace, self.config.maintenance)
+            # Its place on the server is kept until it serves again; no writer waits for what its neighbours move.
+            self._edges.host, self._edges.pace = None, maintenance.hurried(self.config.pace, self.config.maintenance)
             yield
-            self._edges.pace = self.config.pace
+            self._edges.host, self._edges.pace = self.host, self.config.pace
             await self._steps.surely(self._lift)
         finally:
             if self.host is not None:
