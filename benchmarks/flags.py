@@ -53,6 +53,7 @@ SPLIT_NAME = Flag("split_name")
 flags = Flags(SPLIT_NAME)
 LOOKUP = "SELECT epoch, maintenance FROM shardmig.shard WHERE shard = 'eu1'"
 WORK = "SELECT full_name FROM customer WHERE id = 7"
+UPDATE = "UPDATE customer SET first_name = 'Ada' WHERE id = 7"
 ROUND_TRIP_S = 0.0006
 CLIENTS = 16
 ROWS = 1000
@@ -177,42 +178,53 @@ def launchdarkly() -> tuple[str, Callable[[], object], Callable[[], None]] | Non
 # --------------------------------------------------------------------------------------------------------------------
 # A transaction
 
-Way: TypeAlias = "Callable[[psycopg.Connection[Any]], None]"
+Way: TypeAlias = "Callable[..., None]"
 
 
 def transaction(server: local.Server, seconds: float) -> None:
-    """Time a transaction of one SELECT with flags and without, in turns, on a socket and behind a network."""
+    """Time transactions with flags and without, in turns, on a socket and behind a network."""
+    network = f"behind a network of {ROUND_TRIP_S * 1e3} ms"
     compare("A transaction of one SELECT, unix socket", server.url(), seconds)
     with relay(server, ROUND_TRIP_S) as url:
-        compare(f"The same behind a network of {ROUND_TRIP_S * 1e3} ms", url, seconds)
+        compare(f"The same {network}", url, seconds)
+        compare(f"A SELECT and the UPDATE of what it found, {network}", url, seconds, writes=True)
 
 
-def plain(connection: psycopg.Connection[Any]) -> None:
+def plain(connection: psycopg.Connection[Any], *, writes: bool) -> None:
     with connection.transaction():
-        connection.execute(WORK)
+        work(connection, writes=writes)
 
 
-def with_flags(connection: psycopg.Connection[Any]) -> None:
+def with_flags(connection: psycopg.Connection[Any], *, writes: bool = False) -> None:
     with flags.transaction(connection, shard="eu1", write=not connection.read_only) as view:
         _ = view[SPLIT_NAME].reads_new
-        connection.execute(WORK)
+        work(connection, writes=writes)
 
 
-def with_a_select(connection: psycopg.Connection[Any]) -> None:
+def with_a_select(connection: psycopg.Connection[Any], *, writes: bool) -> None:
     with connection.transaction():
         connection.execute(LOOKUP)
-        connection.execute(WORK)
+        work(connection, writes=writes)
 
 
-def compare(title: str, url: str, seconds: float) -> None:
+def work(connection: psycopg.Connection[Any], *, writes: bool) -> None:
+    connection.execute(WORK)
+    if writes:
+        connection.execute(UPDATE)
+
+
+def compare(title: str, url: str, seconds: float, *, writes: bool = False) -> None:
     """
     Run each way on a connection of its own, one transaction of each in turn.
 
     Both sides begin alike (BEGIN, or BEGIN READ ONLY), and what psycopg prepares is prepared before the clock runs.
     """
-    ways: dict[str, tuple[Way, bool]] = {
+    reading: dict[str, tuple[Way, bool]] = {
         "plain, read-only": (plain, True),
         "with flags, read-only": (with_flags, True),
+    }
+    ways: dict[str, tuple[Way, bool]] = {
+        **({} if writes else reading),
         "plain": (plain, False),
         "with flags": (with_flags, False),
         "with a SELECT of its own": (with_a_select, False),
@@ -224,8 +236,8 @@ def compare(title: str, url: str, seconds: float) -> None:
             opened[name].read_only = read_only
         for _ in range(50):
             for name, (way, _) in ways.items():
-                way(opened[name])
-        trips = {name: round_trips(way, opened[name]) for name, (way, _) in ways.items()}
+                way(opened[name], writes=writes)
+        trips = {name: round_trips(way, opened[name], writes=writes) for name, (way, _) in ways.items()}
         walls: dict[str, list[float]] = {name: [] for name in ways}
         cpus: dict[str, list[float]] = {name: [] for name in ways}
         backends = {name: opened[name].info.backend_pid for name in ways}
@@ -234,7 +246,7 @@ def compare(title: str, url: str, seconds: float) -> None:
         while time.monotonic() < ends_at:
             for name, (way, _) in ways.items():
                 begun, busy = time.perf_counter(), time.process_time()
-                way(opened[name])
+                way(opened[name], writes=writes)
                 walls[name].append(time.perf_counter() - begun)
                 cpus[name].append(time.process_time() - busy)
         served = {name: (cpu_s(backend) - before[name]) / len(walls[name]) for name, backend in backends.items()}
@@ -250,11 +262,11 @@ def compare(title: str, url: str, seconds: float) -> None:
     table(title, rows)
 
 
-def round_trips(way: Way, connection: psycopg.Connection[Any]) -> int:
+def round_trips(way: Way, connection: psycopg.Connection[Any], *, writes: bool) -> int:
     """Count the answers that the client had to wait for, in libpq's own trace of what went over the wire."""
     with tempfile.TemporaryFile("w+") as trace:
         connection.pgconn.trace(trace.fileno())
-        way(connection)
+        way(connection, writes=writes)
         connection.pgconn.untrace()
         trace.seek(0)
         return sum("ReadyForQuery" in line for line in trace)
