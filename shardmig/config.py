@@ -37,7 +37,7 @@ __all__ = ["Config", "Lint", "Maintenance", "Pace", "Rollout", "SessionSettings"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _FILES = ("shardmig.toml", "pyproject.toml")
-_SPEEDS = {"gentle": 3.0, "fast": 20.0}  # batch_target_ms
+_SPEEDS = {"gentle": 2.5, "fast": 20.0}  # batch_target_ms
 Speed = Literal["gentle", "fast"]
 
 
@@ -195,7 +195,7 @@ class Pace(_Section):
     How fast rows are moved.
 
     Attributes:
-        batch_target_ms: milliseconds that one batch's statement should take (3 is gentle, 20 is fast).
+        batch_target_ms: milliseconds that one batch's statement should take (2.5 is gentle, 20 is fast).
         batch_rows: rows of the first batch.
         batch_rows_min: floor of a batch.
         batch_rows_max: ceiling of a batch.
@@ -213,7 +213,7 @@ class Pace(_Section):
         max_rest_s: seconds for which a move may rest before the shard is parked.
     """
 
-    batch_target_ms: float = Field(3.0, gt=0, le=1000)
+    batch_target_ms: float = Field(2.5, gt=0, le=1000)
     batch_rows: int = Field(200, ge=1)
     batch_rows_min: int = Field(50, ge=1)
     batch_rows_max: int = Field(50_000, ge=1)
