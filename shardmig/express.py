@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["Arrival", "QuietTable", "fits", "proof", "questions", "quiet_tables", "travel"]
 
 
+# Nothing that only adds takes this long; what does (a type edited by hand makes it a rewrite) makes nobody wait longer.
+_STATEMENT_MS = 1000
+
+
 class QuietTable(NamedTuple):
     """
     An ordinary table that no old transaction holds.
@@ -173,7 +177,8 @@ def _transactions(
             free = []
             proofs = [proof(tables[address]) for address in map(quote_name, item.accepted.locked(number))]
             record, *statements = done
-            limited = f"{record.sql}, set_config('lock_timeout', '{turn.session.settings.lock_timeout_ms[0]}ms', true)"
+            limits = {"lock_timeout": turn.session.settings.lock_timeout_ms[0], "statement_timeout": _STATEMENT_MS}
+            limited = ", ".join([record.sql, *(f"set_config('{name}', '{ms}ms', true)" for name, ms in limits.items())])
             yield from _transaction([Query(limited, record.params), *statements, *proofs])
     yield from _transaction([*free, *ending])
 
