@@ -116,7 +116,8 @@ async def test_the_ledger_refuses_a_runner_that_forgets(shard: Shard, connect: C
     async with play(shard, connect, case.model, isolation="READ COMMITTED", weakened=False) as stage:
         played = await stage.run(SCHEDULES[case.name].steps)
 
-    assert ([], ["SwitchRefused"]) == (played.wrong, played.refused)
+    assert [] == played.wrong
+    assert played.refused in (["SwitchRefused"], ["SwitchedMeanwhile"])  # at the flip; when rows begin to move
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -378,8 +378,8 @@ _JUMPS = {
     "DONE → OLD": Schedule(NOT_MOVED_BACK.replace("DUAL", "OLD"), unready=True),
 }
 _OTHERS = {
-    "a drain that ends late vouches for a later flip": Schedule(LATE_DRAIN, refuses=("SwitchRefused",)),
-    "a drain that ends late, two tables": Schedule(LATE_DRAIN, refuses=("SwitchRefused",)),
+    "a drain that ends late vouches for a later flip": Schedule(LATE_DRAIN, refuses=("SwitchedMeanwhile",)),
+    "a drain that ends late, two tables": Schedule(LATE_DRAIN, refuses=("SwitchedMeanwhile",)),
     "a role that uses flags and is exempt from the drain": Schedule(OLD_WRITER_STAYS),
     "an exempt role that uses flags, two tables": Schedule(OLD_WRITER_STAYS),
     "prepared transactions not counted, one table": Schedule(PREPARED),
