@@ -7,6 +7,7 @@ is woken for each, and a client that asks each time whether it may write, cost m
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -69,6 +70,7 @@ async def fly(
 
     Raises:
         psycopg.Error: the first one; the statements behind it were not executed.
+        asyncio.CancelledError: the server is told to stop, and the connection is closed: nobody heard how far it came.
     """
     transformer, pgconn = Transformer.from_context(connection), connection.pgconn
     messages = [_message(query, transformer) for query in queries]
@@ -77,6 +79,9 @@ async def fly(
         pgconn.enter_pipeline_mode()
         try:
             await connection.wait(_exchange(pgconn, messages, answers))
+        except asyncio.CancelledError:
+            pgconn.finish()
+            raise
         finally:
             _leave(pgconn)
             done += [_result(answer, transformer, named=named) for answer in answers if answer.status in _FINE]
@@ -106,7 +111,9 @@ def _exchange(
     pgconn.pipeline_sync()
     unsent = pgconn.flush()
     while True:
-        ready = yield Wait.RW if unsent else Wait.R
+        ready: Ready | int | None = yield Wait.RW if unsent else Wait.R
+        if ready is None:  # begun anew: the wait was cancelled, and psycopg has told the server so
+            return
         if ready & Ready.R:
             try:
                 pgconn.consume_input()

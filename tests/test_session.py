@@ -274,6 +274,32 @@ async def test_a_broken_connection_prints_nothing_of_itself(shard: Shard) -> Non
     assert (b"AdminShutdown\n", b"") == await process.communicate()
 
 
+async def test_a_cancelled_flight_ends_on_the_server_too_and_closes_the_connection(
+    shard: Shard, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A statement that nobody waits for any more must not go on holding locks."""
+    psql = connect(shard)
+    async with at(shard) as session:
+        pid = session.backend_pid
+        flight = asyncio.create_task(session.transact([Query("CREATE TABLE a (id int)"), Query("SELECT pg_sleep(60)")]))
+        while psql.execute(AT_WORK, [pid]).fetchone() != ("SELECT pg_sleep(60)",):
+            await asyncio.sleep(0.01)
+        flight.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flight
+
+        assert (True, []) == (session.connection.closed, caplog.messages)
+        async with asyncio.timeout(5):
+            while psql.execute(AT_WORK, [pid]).fetchone():
+                await asyncio.sleep(0.01)
+        assert (None,) == psql.execute("SELECT to_regclass('a')").fetchone()
+        await session.reconnect()
+        assert 1 == (await session.execute("SELECT 1")).value
+
+
+AT_WORK = "SELECT query FROM pg_stat_activity WHERE pid = %s"
+
+
 async def test_reconnecting_applies_everything_again(shard: Shard, connect: Connect) -> None:
     async with at(shard, owner="shop_owner") as session:
         before = session.backend_pid
