@@ -116,6 +116,18 @@ class Edges:
                 f"flag {plan.flag} was switched while rows moved; apply again", shard=self._turn.shard
             )
 
+    async def take_back(self, plan: Plan, target: State) -> None:
+        """Take a flag back to a state that it had; the runner does it, not people, so that apply goes forward again."""
+        row = await switching.read_flag(self._turn.session, plan.flag)
+        for edge in route(State(row.state), target, has_move=row.has_move) if row.state > target else ():
+            if edge.guard is Guard.DRAINED:
+                row = await switching.drain(self._turn, row, listener=self.steps.listener)
+            numbers = [n for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and s.to is edge.source]
+            records = [self._turn.reopen_steps(plan.revision, numbers)]
+            row = await switching.flip(
+                self._turn, row, edge.target, reason=self.reason, records=records, listener=self.steps.listener
+            )
+
     async def _take(self, plan: Plan, edge: Edge) -> None:
         """Take one edge, if the flag has not taken it already."""
         row = self.known.pop(plan.flag, None) or await switching.read_flag(self._turn.session, plan.flag)

@@ -9,7 +9,7 @@ check, flip, one edge at a time. `Run.walk` is the same walk on request, in both
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from psycopg import errors as pg
 
 from shardmig import catalog, express, ledger, maintenance, switching
+from shardmig.closure import Closure, although_cancelled
 from shardmig.edges import Edges
 from shardmig.errors import (
     DrainTimeout,
@@ -30,18 +31,16 @@ from shardmig.errors import (
     SwitchRefused,
 )
 from shardmig.events import Warned
-from shardmig.pgerrors import first_line
-from shardmig.plan import Switch
 from shardmig.preflight import preflight
 from shardmig.records import flags_of, flags_query, last_states, read_records
 from shardmig.session import Query, is_connection_lost
-from shardmig.states import Guard, State, route
+from shardmig.states import State
 from shardmig.steps import Steps, Stopped
 from shardmig.structure import Structure
 from shardmig.turn import Turn, begin_migration, finish_migration
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from shardmig.config import Config
     from shardmig.events import Listener
@@ -55,8 +54,6 @@ if TYPE_CHECKING:
     from shardmig.todo import Todo
 
 __all__ = ["Run"]
-
-_AT_ONCE_S = 10.0  # for opening a shard, when somebody asks to stop at once
 
 
 @dataclass(slots=True)
@@ -92,8 +89,12 @@ class Run:
     _steps: Steps = field(init=False)
     _edges: Edges = field(init=False)
     _vouched: bool = field(init=False, default=False)
-    _closed: bool = field(init=False, default=False)  # by a runner, this one or one that was killed
+    _closure: Closure = field(init=False)
     _states: tuple[tuple[str, str], ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        """Take the shard for open."""
+        self._closure = Closure(self.session, self.config.maintenance, self.stop, self.listener)
 
     async def records(self) -> Records:
         """Read the ledger, after installing it where it is missing and upgrading it where it is older."""
@@ -132,7 +133,7 @@ class Run:
             todo, self._states = arrival.left, _after(records, arrival)
             if not todo:
                 return True
-        by_people = records.maintenance > 0 and not self._closed
+        by_people = records.maintenance > 0 and not self._closure.closed
         modes: Sequence[Mode | None] = [None] * len(todo)
         if not by_people:
             modes = await maintenance.modes(self.session, todo, self.config.maintenance, listener=self.listener)
@@ -149,7 +150,7 @@ class Run:
                 await switching.drain_shard(self.session, "maintenance", stop=self.stop, listener=self.listener)
             for mode, group in groupby(zip(todo, modes, strict=True), key=itemgetter(1)):
                 items = [item for item, _ in group]
-                async with self._closed_as(mode, items):
+                async with self._closure.around(mode, items, self._edges):
                     await self._apply_group(items, structure)
             return True
         return False
@@ -198,7 +199,7 @@ class Run:
         async def back() -> None:
             row = await switching.read_flag(self.session, plan.flag)
             if row.state == State.LIVE:
-                await self._take_back(plan, State.DUAL if row.has_move else State.OLD)
+                await self._edges.take_back(plan, State.DUAL if row.has_move else State.OLD)
 
         try:
             await self._steps.surely(back)
@@ -206,18 +207,6 @@ class Run:
             return f"{plan.flag} stays LIVE ({refused.args[0]})"
         state = State((await switching.read_flag(self.session, plan.flag)).state)
         return f"{plan.flag} is {state.name} again"
-
-    async def _take_back(self, plan: Plan, target: State) -> None:
-        """Take a flag back to a state that it had; the runner does it, not people, so that apply goes forward again."""
-        row = await switching.read_flag(self.session, plan.flag)
-        for edge in route(State(row.state), target, has_move=row.has_move) if row.state > target else ():
-            if edge.guard is Guard.DRAINED:
-                row = await switching.drain(self._steps.turn, row, listener=self.listener)
-            numbers = [n for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and s.to is edge.source]
-            records = [self._steps.turn.reopen_steps(plan.revision, numbers)]
-            row = await switching.flip(
-                self._steps.turn, row, edge.target, reason=self.reason, records=records, listener=self.listener
-            )
 
     async def maintain(self, mode: str) -> None:
         """Set maintenance ("off", "read-only", "offline"), then wait until nobody is inside who does not know."""
@@ -232,71 +221,17 @@ class Run:
 
         What is not finished goes back to where it was when the shard was closed, and the next apply goes forward again.
         """
-        if not self._closed:
-            self._closed = records.maintenance > 0 and await maintenance.closed_for(self.session) is not None
+        await self._closure.find(records)
         try:
-            yield self._closed
+            yield self._closure.closed
         finally:
-            if self._closed:
-                await _although_cancelled(self._open_again())
+            if self._closure.closed:
+                await although_cancelled(self._open_again())
 
     async def _open_again(self) -> None:
-        try:
+        with self._closure.telling():
             async with self._in_turn():
-                unfinished = await self._unfinished()
-                for flag, before in (await maintenance.states_before(self.session)).items():
-                    if flag in unfinished:
-                        await self._steps.surely(partial(self._take_back, self._plan_of(flag).plan, before))
-                await self._steps.surely(self._lift)
-        except (ShardError, pg.Error) as error:
-            self._say_closed(f"is still closed ({first_line(error)})")
-        except asyncio.CancelledError:
-            self._say_closed("may still be closed (stopped at once)")
-            raise
-
-    def _say_closed(self, how: str) -> None:
-        if self.listener:
-            shard = self.session.shard.name
-            cure = f"`shardmig apply --shard {shard}` goes on, `shardmig maintenance off --shard {shard}` opens it"
-            self.listener(Warned(shard, f"the shard {how}; {cure}"))
-
-    async def _unfinished(self) -> set[str]:
-        records = await read_records(self.session)
-        return {row.flag for row in records.migrations.values() if row.finished_at is None} if records else set()
-
-    async def _lift(self) -> None:
-        await maintenance.lift(self._steps.turn, listener=self.listener)
-        self._closed = False
-
-    @asynccontextmanager
-    async def _closed_as(self, mode: Mode | None, todo: Sequence[Todo]) -> AsyncIterator[None]:
-        """Close the shard for plans that want it, and open it when they are done; `opening` does if they fail."""
-        if mode is None:
-            yield
-            return
-        try:
-            if any(item.plan.has_move and (item.target is not None or item.moves_only) for item in todo):
-                await self._steps.surely(self._wait_to_move)
-            self._closed = True
-            await self._steps.surely(partial(self._close, mode, todo[0].plan.revision))
-            # Its place on the server is kept until it serves again; no writer waits for what its neighbours move.
-            self._edges.host, self._edges.pace = None, maintenance.hurried(self.config.pace, self.config.maintenance)
-            yield
-            self._edges.host, self._edges.pace = self.host, self.config.pace
-            await self._steps.surely(self._lift)
-        finally:
-            if self.host is not None:
-                self.host.leave(self.session.shard.name)
-
-    async def _wait_to_move(self) -> None:
-        """Wait while the shard serves; one that a killed runner closed does not."""
-        pace = maintenance.hurried(self.config.pace, self.config.maintenance) if self._closed else self.config.pace
-        if not await maintenance.wait_to_move(self.session, pace, self.host, stop=self.stop, listener=self.listener):
-            raise Stopped
-
-    async def _close(self, mode: Mode, revision: str) -> None:
-        turn, settings = self._steps.turn, self.config.maintenance
-        await maintenance.close(turn, mode, revision, settings, stop=self.stop, listener=self.listener)
+                await self._closure.open_again(self._edges, lambda flag: self._plan_of(flag).plan)
 
     async def states(self) -> tuple[tuple[str, str], ...]:
         """Name the state of each flag for a report, as last seen."""
@@ -434,17 +369,6 @@ class Run:
         except (pg.Error, ShardError):
             return
         self._states = _shown(flags_of(flags))
-
-
-async def _although_cancelled(work: Coroutine[object, object, None]) -> None:
-    """Do work to its end although whoever waits for it is cancelled: for some seconds, then it is cancelled too."""
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(task, _AT_ONCE_S)
-        raise
 
 
 def _after(records: Records, arrival: Arrival) -> tuple[tuple[str, str], ...]:

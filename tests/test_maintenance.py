@@ -323,7 +323,7 @@ async def test_a_stop_opens_the_shard(shard: Shard, connect: Connect) -> None:
 async def test_whoever_stops_at_once_waits_until_the_shard_is_open_or_hears_that_it_may_not_be(
     shard: Shard, connect: Connect, monkeypatch: pytest.MonkeyPatch, patience_s: float
 ) -> None:
-    monkeypatch.setattr("shardmig.runner._AT_ONCE_S", patience_s)
+    monkeypatch.setattr("shardmig.closure._AT_ONCE_S", patience_s)
     psql = await shop(shard, connect)
     fleet = fleet_of([shard], SHOP, OFFLINE)
 
