@@ -26,6 +26,7 @@ __all__ = [
     "Disagreement",
     "Milestones",
     "Samples",
+    "check_of",
     "compare",
     "differing",
     "disagreeing",
@@ -69,6 +70,11 @@ def sql_of(move: Move, direction: Direction) -> str | None:
     return move.forward if direction == "forward" else move.back
 
 
+def check_of(move: Move, direction: Direction) -> str | None:
+    """Return the query that finds source rows whose counterpart differs; None when the script gives none."""
+    return move.check if direction == "forward" else move.back_check
+
+
 async def disagreeing(
     session: Session, move: Move, direction: Direction, after: Key | None = None, upto: Key | None = None
 ) -> Disagreement:
@@ -82,7 +88,7 @@ async def disagreeing(
         after: exclusive lower bound; None for the beginning.
         upto: inclusive upper bound; None for the end.
     """
-    check = move.check if direction == "forward" else move.back_check
+    check = check_of(move, direction)
     orphans = move.orphans if direction == "forward" else None
     queries = [bound(check, move, after, upto)] if check is not None else []
     if orphans is not None:
@@ -99,7 +105,7 @@ async def differing(
     session: Session, move: Move, direction: Direction, after: Key | None, upto: Key | None
 ) -> Disagreement:
     """Find source rows of a range whose counterpart differs; a gap of the source may hold any number of orphans."""
-    check = move.check if direction == "forward" else move.back_check
+    check = check_of(move, direction)
     if check is None:
         return Disagreement()
     [found] = await session.transact([bound(check, move, after, upto)], local=BY_INDEX)

@@ -17,7 +17,8 @@ from shardmig.pgerrors import first_line
 from shardmig.plan import BATCH, quote
 from shardmig.preflight import preflight
 from shardmig.progress import duration
-from shardmig.sampling import rolled_back, sample_ranges
+from shardmig.rehearsal import rolled_back
+from shardmig.sampling import sample_ranges
 from shardmig.session import Query
 from shardmig.states import State
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchDone",
+    "BatchFailed",
     "Blocker",
     "Draining",
     "Event",
@@ -118,6 +119,26 @@ class BatchDone(_InStep):
 
 
 @dataclass(frozen=True, slots=True)
+class BatchFailed(_InStep):
+    """
+    Rows of a move were refused for good: a batch, or a range that the check compares. All of it is rolled back.
+
+    Attributes:
+        after: key before the first row, as text, one element a column; None for the beginning of the table.
+        upto: key of the last row; None for the end.
+        rows: how many they are; None when that could not be asked.
+        culprit: key of the first row that fails; None where it is not known, or no row is the cause.
+        reason: the server's words.
+    """
+
+    after: list[str] | None
+    upto: list[str] | None
+    rows: int | None
+    culprit: list[str] | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting(_OnShard):
     """
     Work rests until something else lets go.
@@ -198,6 +219,7 @@ Event = (
     StepStarted
     | StepDone
     | BatchDone
+    | BatchFailed
     | Waiting
     | FlagSwitched
     | Draining

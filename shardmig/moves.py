@@ -15,22 +15,23 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import checks
-from shardmig.checks import Milestones, Samples, disagreeing
-from shardmig.errors import CheckFailed, Fenced, PreflightFailed
+from shardmig.checks import Milestones, Samples
+from shardmig.errors import CheckFailed, Fenced, PreflightFailed, StepFailed
 from shardmig.estimates import rows_by_statistics
-from shardmig.events import BatchDone
+from shardmig.events import BatchDone, BatchFailed
 from shardmig.keyset import BY_INDEX, batch_end, bound, either_end, end_of, last_key
 from shardmig.ledger import translated
 from shardmig.pace import Servo, Speed
 from shardmig.patience import Interrupted, Patience
+from shardmig.rehearsal import Piece, located
 from shardmig.rest import Rest
 from shardmig.session import Query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
     from shardmig.checks import Direction, Disagreement
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from shardmig.turn import Turn
 
 __all__ = ["MoveRun"]
+
+T = TypeVar("T")
 
 _RECORD_S = 1.0  # between two records of the check
 _STATEMENT_MS = 10_000
@@ -95,6 +98,7 @@ class MoveRun:
     _bounded_at: datetime | None = field(init=False, default=None)
     _milestones: Milestones = field(init=False, default_factory=Milestones)
     _compared: Key | None = field(init=False, default=None)
+    _piece: Piece | None = field(init=False, default=None)  # what is being worked on, for messages
     _recorded_at: float = field(init=False, default=0.0)
     _samples: Samples = field(init=False)
     _wrong: list[Key] = field(init=False, default_factory=list)  # the first keys that disagree
@@ -130,10 +134,10 @@ class MoveRun:
             while self._row.cursor != self._row.upto:
                 self._pass_on()
                 await self._rest.mind(rows_per_s=self._speed.rows_per_s)
-                await self._patience.do(self._next_batch)
+                await self._work(self._next_batch)
             while True:
                 await self._rest.mind(rows_per_s=None, load=False)
-                if await self._patience.do(self._check_next):
+                if await self._work(self._check_next):
                     return True
                 self._pass_on()
         except Interrupted:
@@ -153,6 +157,21 @@ class MoveRun:
                 f"{self.revision} cannot be moved back: its script gives no `back`", shard=self.turn.shard
             )
         return sql
+
+    async def _work(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do a piece of work until it succeeds; a refusal for good names its rows."""
+        self._piece = None
+        try:
+            return await self._patience.do(work)
+        except StepFailed as error:
+            if self._piece is None:
+                raise
+            cause, reason = error.__cause__, str(error.args[0])
+            piece, failure = await located(self.turn.session, self.move, self._piece, error, cause)
+            if self.listener is not None:
+                at = self.turn.shard, self.revision, self.number
+                self.listener(BatchFailed(*at, piece.after, piece.upto, piece.rows, piece.culprit, reason))
+            raise failure from cause
 
     def _pass_on(self) -> None:
         if self.stop.is_set():
@@ -230,6 +249,7 @@ class MoveRun:
         record = self.turn.record_batch(
             self.revision, self.number, expected=after, reached=batch.reached, rows=batch.rows
         )
+        self._piece = Piece("moving", (self._sql,), after, batch.reached)
         rows = bound(self._sql, self.move, after, batch.reached)
         more = batch.reached != self._row.upto
         ahead = [batch_end(self.move, batch.reached, self._row.upto, self._servo.rows)] if more else []
@@ -241,12 +261,9 @@ class MoveRun:
         return (ended.value - began.value).total_seconds(), found[0] if found else None
 
     async def _sample(self, after: Key | None, upto: Key) -> None:
-        """Compare a range that was just moved; as the check does, mend it once before it counts as wrong."""
-        session, began = self.turn.session, time.monotonic()
-        found = await checks.differing(session, self.move, self.direction, after, upto)
-        if found.keys:
-            await self._repair(found, after, upto)
-            found = await checks.differing(session, self.move, self.direction, after, upto)
+        """Compare a range that was just moved."""
+        began = time.monotonic()
+        found = await self._compare(checks.differing, after, upto)
         self._samples.took(time.monotonic() - began)
         if found.keys:
             self._note_wrong(found)
@@ -297,10 +314,7 @@ class MoveRun:
         """Check one range and repair it if rows disagree; True when it was the last."""
         session, after = self.turn.session, self._compared
         upto = self._milestones.after(after) or await checks.next_range(session, self.move, self.direction, after)
-        found = await disagreeing(session, self.move, self.direction, after, upto)
-        if found.keys:
-            await self._repair(found, after, upto)
-            found = await disagreeing(session, self.move, self.direction, after, upto)
+        found = await self._compare(checks.disagreeing, after, upto)
         self._compared = upto or after
         if found.keys:
             self._note_wrong(found)
@@ -315,6 +329,20 @@ class MoveRun:
                 step=self._where,
             )
         return upto is None
+
+    async def _compare(
+        self, look: Callable[..., Awaitable[Disagreement]], after: Key | None, upto: Key | None
+    ) -> Disagreement:
+        """Compare a range; rows that disagree are moved once more before they count as wrong."""
+        check = checks.check_of(self.move, self.direction)
+        comparing = Piece("comparing", (check,) if check is not None else (), after, upto)
+        self._piece = comparing
+        found = await look(self.turn.session, self.move, self.direction, after, upto)
+        if found.keys:
+            await self._repair(found, after, upto)
+            self._piece = comparing
+            found = await look(self.turn.session, self.move, self.direction, after, upto)
+        return found
 
     def _note_wrong(self, found: Disagreement) -> None:
         if self.export is not None:
@@ -335,19 +363,19 @@ class MoveRun:
 
     async def _repair(self, found: Disagreement, after: Key | None, upto: Key | None) -> None:
         """Move the rows of a range again and remove orphaned target rows, in pieces as small as a batch."""
-        piece = after
+        begin = after
         while True:
-            end = await self._piece_end(piece, upto)
-            cursor = self._row.cursor
+            end = await self._piece_end(begin, upto)
+            cursor, self._piece = self._row.cursor, Piece("moving", (self._sql,), begin, end)
             queries = [self.turn.record_batch(self.revision, self.number, expected=cursor, reached=cursor, rows=0)]
             if found.differing:
-                queries.append(bound(self._sql, self.move, piece, end))
+                queries.append(bound(self._sql, self.move, begin, end))
             if found.orphaned:
-                queries += self._purge(piece, end)
+                queries += self._purge(begin, end)
             await self._transact(queries)
             if end == upto:
                 return
-            piece = end
+            begin = end
 
     def _purge(self, after: Key | None, upto: Key | None) -> list[Query]:
         """

@@ -6,27 +6,24 @@ No lock outlives a round trip, and a row that is locked is waited for a few mill
 
 from __future__ import annotations
 
-import asyncio
-import random
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
 from shardmig.checks import shown
-from shardmig.errors import PreflightFailed
-from shardmig.keyset import BY_INDEX, batch_end, bound, end_of, last_key
+from shardmig.errors import PreflightFailed, StepFailed
+from shardmig.keyset import batch_end, bound, end_of, last_key
 from shardmig.patience import refusal
-from shardmig.session import Query
+from shardmig.rehearsal import Piece, located, rolled_back
 
 if TYPE_CHECKING:
     from shardmig.keyset import Range
     from shardmig.plan import Move
-    from shardmig.session import Result, Session
+    from shardmig.session import Session
 
-__all__ = ["refuse_lossy", "rolled_back", "sample_ranges"]
+__all__ = ["refuse_lossy", "sample_ranges"]
 
 _SAMPLE_ROWS = 500  # at each end of the table, for the lossy test
-_TRIES = 40
 
 
 async def refuse_lossy(session: Session, revision: str, number: int, move: Move) -> None:
@@ -43,12 +40,15 @@ async def refuse_lossy(session: Session, revision: str, number: int, move: Move)
         return
     where = f"{revision} step {number}"
     for after, upto in await sample_ranges(session, move, _SAMPLE_ROWS):
-        queries = [bound(sql, move, after, upto) for sql in (move.forward, move.back_check)]
+        piece = Piece("sampling", (move.forward, move.back_check), after, upto)
         try:
-            lost = (await rolled_back(session, queries))[1].rows
+            lost = (await rolled_back(session, [bound(sql, move, after, upto) for sql in piece.statements]))[1].rows
         except pg.Error as error:
             failed = session.failed
-            raise refusal(error, failed.sql if failed else "", move.table, session.shard.name, where) from error
+            failure = refusal(error, failed.sql if failed else "", move.table, session.shard.name, where)
+            if isinstance(failure, StepFailed):
+                _, failure = await located(session, move, piece, failure, error)
+            raise failure from error
         if lost:
             keys = [[str(value) for value in row] for row in lost]
             raise PreflightFailed(
@@ -57,27 +57,6 @@ async def refuse_lossy(session: Session, revision: str, number: int, move: Move)
                 shard=session.shard.name,
                 step=where,
             )
-
-
-async def rolled_back(session: Session, queries: list[Query]) -> list[Result]:
-    """Run queries in one flight whose transaction is rolled back; locked rows are not waited for long, but often."""
-    lock_ms = session.settings.lock_timeout_ms[0]  # other rows are locked meanwhile
-    limits = {**BY_INDEX, "lock_timeout": f"{lock_ms}ms", "statement_timeout": "10s"}
-    local = Query("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items()))
-    for attempt in range(_TRIES):
-        try:
-            # One snapshot for all: a row that an application inserts in between was never moved, and is not lost.
-            begin = Query("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            return (await session.flight([begin, local, *queries, Query("ROLLBACK")]))[2:-1]
-        except (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure):
-            await session.roll_back()
-            if attempt + 1 == _TRIES:
-                raise
-            await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311 - jitter
-        except pg.Error:
-            await session.roll_back()
-            raise
-    raise AssertionError  # pragma: no cover - the last try returns or raises
 
 
 async def sample_ranges(session: Session, move: Move, rows: int) -> list[Range]:

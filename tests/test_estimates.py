@@ -173,7 +173,7 @@ async def test_what_the_shard_would_refuse_is_said_and_not_tried(shard: Shard, c
 async def test_rows_that_stay_locked_are_said_and_the_rest_is_known(
     shard: Shard, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardmig.sampling._TRIES", 2)
+    monkeypatch.setattr("shardmig.rehearsal._TRIES", 2)
     fleet, psql = fleet_for(shard), connect(shard)
     await filled(fleet, psql, 10)
     psql.execute("BEGIN; SELECT FROM v WHERE id = 5 FOR UPDATE")

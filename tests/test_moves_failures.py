@@ -10,10 +10,10 @@ import pytest
 from fleets import fleet_of
 from moving import FLAG, blocked, customers, moving, notes, plan_of, same_table
 
-from shardmig import local, moves
+from shardmig import checks, local, moves, rehearsal
 from shardmig.config import Pace, Shard
 from shardmig.errors import StepFailed
-from shardmig.events import BatchDone, Waiting
+from shardmig.events import BatchDone, BatchFailed, Waiting
 from shardmig.outcomes import Outcome
 from shardmig.plan import Statement
 from shardmig.session import Query
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from conftest import Connect
+    from moving import Moving
 
     from shardmig.events import Event
 
@@ -115,6 +116,111 @@ async def test_one_row_that_is_too_slow_ends_the_move(shard: Shard, monkeypatch:
             await here.run(pace=Pace(batch_rows=2, batch_rows_min=1)).run()
 
         assert [(2,)] == await here.rows("SELECT count(b) FROM t")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rows that a move cannot move
+
+
+FORTY = Pace(batch_rows=40, batch_rows_min=40, batch_rows_max=40)
+
+
+async def refused(here: Moving, **more: Any) -> tuple[str, BatchFailed]:
+    """Run a move that fails for good; return what it says and its event."""
+    heard, listen = notes()
+    with pytest.raises(StepFailed) as failed:
+        await here.run(pace=FORTY, listener=listen, **more).run()
+    [event] = [event for event in heard if isinstance(event, BatchFailed)]
+    return str(failed.value), event
+
+
+async def test_a_row_that_a_constraint_refuses_is_named_with_its_batch_and_nothing_behind_it_is_moved(
+    shard: Shard,
+) -> None:
+    bad = ("ALTER TABLE t ADD CONSTRAINT short CHECK (length(b) < 6)", "UPDATE t SET a = 'far too long' WHERE id = 55")
+    async with moving(shard, same_table(), T, customers(100), *bad) as here:
+        said, event = await refused(here)
+
+        reason = 'new row for relation "t" violates check constraint "short"'
+        assert said.startswith(f"eu1, 0002_x step 2: {reason}\n")
+        assert said.endswith(
+            "rolled back while moving t, 40 rows, keys after (40) up to (80); the first row that fails is (55). "
+            "Correct it (or the move: `shardmig amend` replaces a plan that is not finished) and apply again"
+        )
+        assert (["40"], ["80"], 40, ["55"]) == (event.after, event.upto, event.rows, event.culprit)
+        assert event.reason.startswith(reason)
+        assert [(40, 1, 40)] == await here.rows("SELECT count(b), max(n), max(id) FILTER (WHERE n > 0) FROM t")
+        assert ["40"] == (await here.step()).cursor
+
+
+async def test_every_row_of_a_batch_can_be_the_one_that_is_named(shard: Shard) -> None:
+    """First, last and in between, alone and before others; a key of two columns, one of them text."""
+    table = "CREATE TABLE t (id text, part int, a text, b text, n int, PRIMARY KEY (part, id))"
+    rows = "INSERT INTO t SELECT 'é' || g, g / 10, g, NULL, NULL FROM generate_series(10, 49) g"
+    check = "SELECT part, id FROM t WHERE {batch} AND n IS DISTINCT FROM a::int"
+    forward = "UPDATE t SET n = a::int WHERE {batch}"
+    cast = same_table(key=("part", "id"), forward=forward, check=check, back=None, back_check=None)
+    async with moving(shard, cast, table, rows) as here:
+        for number in (10, 11, 29, 30, 48, 49):
+            await here.session.execute(
+                "UPDATE t SET a = id WHERE part * 10 <= $1 AND substr(id, 2)::int >= $1", [number]
+            )
+            said, event = await refused(here)
+            await here.session.execute("UPDATE t SET a = substr(id, 2)")
+
+            assert f"the first row that fails is ({number // 10}, é{number})" in said
+            assert (None, ["4", "é49"], 40) == (event.after, event.upto, event.rows)
+
+
+async def test_of_two_rows_that_fail_together_at_commit_the_second_is_named(shard: Shard) -> None:
+    unique = ("ALTER TABLE t ADD UNIQUE (b) DEFERRABLE INITIALLY DEFERRED", "UPDATE t SET a = 'X3' WHERE id IN (3, 30)")
+    async with moving(shard, same_table(), T, customers(40), *unique) as here:
+        said, event = await refused(here)
+
+        assert "the first row that fails is (30)" in said
+        assert (None, ["40"], ["30"]) == (event.after, event.upto, event.culprit)
+
+
+async def test_no_row_is_blamed_for_what_is_no_row_s_fault(shard: Shard) -> None:
+    async with moving(shard, same_table(), T, customers(40)) as here:
+        said, event = await refused(here, move=same_table(forward="UPDATE t SET b = nix(a) WHERE {batch}"))
+
+        assert "rolled back while moving t, 40 rows, keys up to (40); Correct the cause (or the move" in said
+        assert (40, None) == (event.rows, event.culprit)
+
+
+async def test_a_row_that_cannot_be_compared_is_named(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the whole table meets it: the first batch, which is compared at once, does not hold it."""
+    monkeypatch.setattr(checks, "_SAMPLED", 0)
+    check = "SELECT id FROM t WHERE {batch} AND (b IS DISTINCT FROM upper(a) OR 1 / (id - 77) IS NULL)"
+    async with moving(shard, same_table(check=check), T, customers(100)) as here:
+        said, event = await refused(here)
+
+        assert "division by zero" in said
+        assert "rolled back while comparing t, 100 rows, all keys; the first row that fails is (77)" in said
+        assert ["77"] == event.culprit
+
+
+async def test_what_is_narrowed_down_leaves_no_trace_and_gives_up_on_a_locked_row(
+    shard: Shard, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows before the one that fails are locked by then: the batch is named, and no row."""
+    monkeypatch.setattr(rehearsal, "_TRIES", 2)
+    bad = ("ALTER TABLE t ADD CONSTRAINT short CHECK (length(b) < 6)", "UPDATE t SET a = 'far too long' WHERE id = 5")
+    async with moving(shard, same_table(), T, customers(40), *bad) as here:
+        app = connect(shard)
+        rolled_back = rehearsal.rolled_back
+
+        async def locked(*arguments: Any) -> Any:
+            app.execute("BEGIN; SELECT FROM t WHERE id = 2 FOR UPDATE")
+            return await rolled_back(*arguments)
+
+        monkeypatch.setattr(rehearsal, "rolled_back", locked)
+        said, event = await refused(here)
+
+        assert "keys up to (40); Correct the cause" in said
+        assert (40, None) == (event.rows, event.culprit)
+        assert [(0,)] == await here.rows("SELECT count(b) FROM t")
 
 
 async def test_a_slot_that_keeps_wal_back_stops_a_move_until_it_is_gone(connect: Connect) -> None:

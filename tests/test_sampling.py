@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
 from moving import REVISION, blocked, customers, moving, same_table
 
+from shardmig.errors import StepFailed
 from shardmig.sampling import refuse_lossy
 
 if TYPE_CHECKING:
@@ -31,3 +33,15 @@ async def test_a_row_that_an_application_inserts_while_the_sample_is_tried_is_no
         holder.execute("COMMIT")
 
         await trying
+
+
+async def test_a_sampled_row_that_fails_is_named(shard: Shard) -> None:
+    """Nothing was moved yet; without a bad row among the first and the last, a batch would say the same."""
+    bad = ("ALTER TABLE t ADD CONSTRAINT short CHECK (length(b) < 6)", "UPDATE t SET a = 'far too long' WHERE id = 29")
+    async with moving(shard, same_table(), T, customers(30), *bad, dual=False) as here:
+        with pytest.raises(StepFailed) as failed:
+            await refuse_lossy(here.session, REVISION, here.number, here.move)
+
+        said = "rolled back while sampling t, 30 rows, all keys; the first row that fails is (29). Correct it"
+        assert said in str(failed.value)
+        assert [(0,)] == await here.rows("SELECT count(b) FROM t")
