@@ -6,13 +6,12 @@ import ast
 import asyncio
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from command_line import shardmig
 from model_changes import CASES, Case, shop, table
 
 from shardmig.autogenerate import autogenerate, differences
@@ -231,14 +230,12 @@ def test_a_foreign_key_to_nowhere_is_a_clear_error(copied: Shard, tmp_path: Path
 
 
 @pytest.fixture
-def shardmig(tmp_path: Path) -> Callable[..., tuple[int, str]]:
+def command(tmp_path: Path) -> Callable[..., tuple[int, str]]:
     """Run the real command line in a project whose models are a file."""
     (tmp_path / "shardmig.toml").write_text('models = ["shop_models:metadata"]\n')
 
     def run(*arguments: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "shardmig", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = shardmig(*arguments, cwd=tmp_path)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout + done.stderr
 
@@ -252,36 +249,36 @@ def models_file(root: Path, columns: str) -> None:
     )
 
 
-def test_from_models_to_a_checked_repository(tmp_path: Path, shardmig: Callable[..., tuple[int, str]]) -> None:
+def test_from_models_to_a_checked_repository(tmp_path: Path, command: Callable[..., tuple[int, str]]) -> None:
     models_file(tmp_path, "sa.Column('name', sa.Text)")
-    code, said = shardmig("revision", "-m", "customers", "--autogenerate")
+    code, said = command("revision", "-m", "customers", "--autogenerate")
     assert (0, "+ table customer\n") == (code, said[: said.index("wrote")])
-    assert 0 == shardmig("plan")[0]
-    assert 0 == shardmig("check")[0]
+    assert 0 == command("plan")[0]
+    assert 0 == command("check")[0]
 
     models_file(tmp_path, "sa.Column('full_name', sa.Text), sa.Column('age', sa.Integer, index=True)")
-    code, said = shardmig("check")
+    code, said = command("check")
     assert 1 == code
     assert "the models have the column customer.age, and no plan adds it" in said
     assert "column customer.name is gone from the models, and no script explains that" in said
-    code, said = shardmig("revision", "-m", "ages", "--autogenerate")
+    code, said = command("revision", "-m", "ages", "--autogenerate")
     assert 0 == code
     assert "? column customer.name is gone from the models" in said
-    assert 0 == shardmig("plan")[0]
-    assert 0 == shardmig("lint")[0]
-    code, said = shardmig("check")
+    assert 0 == command("plan")[0]
+    assert 0 == command("lint")[0]
+    code, said = command("check")
     assert (0, True) == (code, "but for 1 explained difference" in said), said
-    code, said = shardmig("revision", "-m", "again", "--autogenerate")
+    code, said = command("revision", "-m", "again", "--autogenerate")
     assert (0, True) == (code, said.startswith("nothing to write")), said
     assert ["0001_customers.py", "0002_ages.py"] == sorted(p.name for p in (tmp_path / "migrations").glob("*.py"))
 
 
-def test_mistakes_end_in_one_line(tmp_path: Path, shardmig: Callable[..., tuple[int, str]]) -> None:
-    code, said = shardmig("revision", "-m", "x", "--autogenerate")
+def test_mistakes_end_in_one_line(tmp_path: Path, command: Callable[..., tuple[int, str]]) -> None:
+    code, said = command("revision", "-m", "x", "--autogenerate")
     assert (2, True) == (code, "cannot be imported: ModuleNotFoundError" in said), said
-    code, said = shardmig("revision", "-m", "x", "--shard", "eu1")
+    code, said = command("revision", "-m", "x", "--shard", "eu1")
     assert (2, True) == (code, "--shard with --autogenerate" in said), said
-    code, said = shardmig("revision", "-m", "x", "--autogenerate", "--shard", "eu1")
+    code, said = command("revision", "-m", "x", "--autogenerate", "--shard", "eu1")
     assert (2, True) == (code, "no shard named 'eu1'" in said), said
     assert not re.findall("Traceback", said)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from command_line import shardmig
 from fleets import fleet_of
 from moving import VERSIONS, customers, moving, plan_of, same_table, second_table
 
@@ -22,6 +21,7 @@ from shardmig.session import open_session
 from shardmig.todo import Until
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
     from conftest import Connect
@@ -234,8 +234,7 @@ async def test_the_command_tells_each_shard_in_text_and_json(shard: Shard, conne
     )
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable, "-m", "shardmig", *arguments]
-        return subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return shardmig(*arguments, cwd=tmp_path)
 
     assert 0 == run("plan").returncode
     assert 0 == run("apply", "0001_base", "--shard", "eu1").returncode

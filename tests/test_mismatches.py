@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from command_line import shardmig
 from fleets import accepted
 from moving import FLAG, customers, moving, plan_of, same_table, second_table
 
@@ -25,6 +24,8 @@ from shardmig.states import State
 from shardmig.verification import verify_rows
 
 if TYPE_CHECKING:
+    import subprocess
+
     from conftest import Connect
 
     from shardmig.checks import Disagreement
@@ -193,8 +194,7 @@ def project(tmp_path: Path, shard: Shard) -> None:
 
 
 def run(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "shardmig", *arguments]
-    return subprocess.run(program, cwd=where, capture_output=True, text=True, check=False)
+    return shardmig(*arguments, cwd=where)
 
 
 async def test_apply_and_switch_export_what_their_check_found(shard: Shard, connect: Connect, tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from command_line import shardmig
 
 from shardmig import verification
 from shardmig.config import Config
@@ -301,13 +300,7 @@ async def test_the_command_groups_and_exits_by_what_it_found(
     (tmp_path / "shardmig.toml").write_text("\n".join(sections))
 
     def run(*arguments: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "shardmig", "verify", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = shardmig("verify", *arguments, cwd=tmp_path)
         assert "" == done.stderr
         return done.returncode, done.stdout
 

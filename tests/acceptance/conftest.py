@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from command_line import shardmig
 from psycopg.conninfo import conninfo_to_dict
 
 from shardmig.config import Shard
@@ -81,15 +81,7 @@ class Project:
 
     def run(self, *arguments: str, code: int | None = 0, env: dict[str, str] | None = None) -> Result:
         """Run `shardmig` with these arguments and expect its exit code."""
-        done = subprocess.run(
-            [sys.executable, "-m", "shardmig", *arguments],
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env={**os.environ, "SHARDMIG_YES": "1", **(env or {})},
-        )
+        done = shardmig(*arguments, cwd=self.root, env={"SHARDMIG_YES": "1", **(env or {})})
         result = Result(done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in result.err, result.err
         assert code is None or code == result.code, f"{result.out}\n{result.err}"
