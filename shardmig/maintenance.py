@@ -17,9 +17,9 @@ from psycopg import errors as pg
 from shardmig import switching
 from shardmig.errors import Overloaded, PreflightFailed, SwitchedMeanwhile
 from shardmig.events import MaintenanceSet, Waiting, Warned
+from shardmig.findings import touched
 from shardmig.ledger import is_held, os_user, translated
 from shardmig.plan import quote_name
-from shardmig.preflight import touched
 from shardmig.rest import arranged
 from shardmig.session import Query
 from shardmig.states import State

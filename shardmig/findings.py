@@ -1,0 +1,240 @@
+"""
+What a shard is like where plans touch it: their tables, the server's abilities, the roles that are granted something.
+
+One round trip asks for no more than these plans need, for a new server process pays for every catalog that it has not
+yet seen. Another one follows where rows are moved between tables that react (triggers, foreign keys, rules, children),
+and where anything is published. Tables that the plans themselves create do not exist yet and are not asked about. Free
+disk is not asked either: PostgreSQL does not tell it to a client, and a guess would only look like an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardmig.plan import Statement, quote_name
+from shardmig.reactions import ASKED, NONE, reactions_of
+from shardmig.session import Query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from shardmig.plan import AcceptedPlan
+    from shardmig.reactions import Reactions
+    from shardmig.session import Result, Session
+
+__all__ = ["Findings", "Grantees", "Rows", "Table", "find", "mention_lz4", "touched"]
+
+_LZ4 = re.compile(r"\bCOMPRESSION\s+\"?lz4\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """
+    What an existing table is like.
+
+    Attributes:
+        name: as the plans name it.
+        kind: relkind.
+        owner: its owner.
+        owned: whether this session may do what only the owner may.
+        referable: whether a foreign key of this session's tables may reference it.
+        row_security: whether policies may hide rows.
+        reacts: whether it has, or once had, triggers, foreign keys on either side, rules or children.
+    """
+
+    name: str
+    kind: str
+    owner: str
+    owned: bool
+    referable: bool
+    row_security: bool
+    reacts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """
+    What matters of an existing table whose rows are moved.
+
+    Attributes:
+        name: as the plans name it.
+        subscribed: whether logical replication writes it.
+        columns: column → whether it is NOT NULL.
+        unique: columns of each valid, unconditional, immediate unique index on plain columns.
+        walkable: columns of each valid, unconditional btree index, in order.
+    """
+
+    name: str
+    subscribed: bool
+    columns: dict[str, bool]
+    unique: list[list[str]]
+    walkable: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the server can do, and whether it publishes anything."""
+
+    may_create: bool
+    publishes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grantees:
+    """Roles of session.grant that are not there, and those that may not use the schema."""
+
+    missing: list[str]
+    locked_out: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Publications of all tables, and those of each table asked about."""
+
+    all_tables: list[str]
+    tables: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found, for these plans."""
+
+    plans: tuple[AcceptedPlan, ...]
+    server: Server
+    grantees: Grantees
+    lz4: bool
+    tables: dict[str, Table]
+    rows: dict[str, Rows]
+    reactions: Reactions
+    published: Published
+
+    def coming(self, table: str) -> str | None:
+        """Return the statement of these plans that creates a table."""
+        for accepted in self.plans:
+            for number, created in accepted.creates.items():
+                step = accepted.plan.steps[number - 1]
+                if created == table and isinstance(step, Statement):
+                    return step.sql
+        return None
+
+    def mentions(self, word: str) -> bool:
+        """Whether a statement of these plans may bring a column of this name."""
+        name = re.compile(rf'(?<!\w)"?{re.escape(word)}"?(?!\w)', re.IGNORECASE)
+        return any(name.search(sql) for sql in _statements(self.plans))
+
+
+async def find(
+    session: Session, plans: tuple[AcceptedPlan, ...], along: Sequence[Query]
+) -> tuple[Findings, list[Result]]:
+    """Ask what these plans need to know, and questions of the caller's along with it, whose answers come second."""
+    names = sorted({name for accepted in plans for name in touched(accepted)})
+    asked = (names, [quote_name(name) for name in names])
+    moves = [Query(_ROWS, asked)] if any(accepted.plan.moves for accepted in plans) else []
+    flight = iter(
+        await session.flight(
+            [
+                Query(_SERVER),
+                *([Query(_GRANTEES, [list(session.settings.grant)])] if session.settings.grant else []),
+                *([Query(_HAS_LZ4)] if mention_lz4(plans) else []),
+                Query(_TABLES, asked),
+                *moves,
+                *along,
+            ]
+        )
+    )
+    server = Server(*next(flight).rows[0])
+    grantees = Grantees(*next(flight).rows[0]) if session.settings.grant else Grantees([], [])
+    lz4 = next(flight).value if mention_lz4(plans) else True
+    tables = {row[0]: Table(*row) for row in next(flight).rows}
+    rows = {row[0]: Rows(*row) for row in next(flight).rows} if moves else {}
+    answers = list(flight)
+    watched = bool(moves) and any(table.reacts for table in tables.values())
+    reactions = await reactions_of(session, asked) if watched else NONE
+    published = await _published(session, asked) if server.publishes else Published([], {})
+    return Findings(plans, server, grantees, lz4, tables, rows, reactions, published), answers
+
+
+async def _published(session: Session, asked: tuple[list[str], list[str]]) -> Published:
+    all_tables, tables = await session.flight([Query(_ALL_TABLES), Query(_PUBLISHED, asked)])
+    return Published(all_tables.value, dict(tables.rows))
+
+
+def mention_lz4(plans: Iterable[AcceptedPlan]) -> bool:
+    """Whether a statement wants lz4, which not every server was built with."""
+    return any(_LZ4.search(sql) for sql in _statements(plans))
+
+
+def _statements(plans: Iterable[AcceptedPlan]) -> Iterator[str]:
+    for accepted in plans:
+        yield from (step.sql for step in accepted.plan.steps if isinstance(step, Statement))
+
+
+def touched(accepted: AcceptedPlan) -> Iterator[str]:
+    """Name the existing tables that a plan locks, and those between which it moves rows."""
+    for number in accepted.locks:
+        yield from accepted.locked(number)
+    for _, move in accepted.plan.moves:
+        yield move.table
+        if move.target is not None:
+            yield move.target
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# SQL; $1 are names as the plans write them, $2 the same for regclass
+
+_TABLES = f"""
+SELECT asked.name,
+       c.relkind::text,
+       pg_get_userbyid(c.relowner)::text,
+       pg_has_role(c.relowner, 'USAGE'),
+       has_table_privilege(c.oid, 'REFERENCES'),
+       c.relrowsecurity,
+       c.relhastriggers OR c.relhasrules OR c.relhassubclass
+FROM {ASKED} JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+"""
+
+_PUBLISHED = f"""
+SELECT asked.name, array_agg(p.pubname::text ORDER BY p.pubname)
+FROM {ASKED}
+JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_publication_tables AS p ON p.schemaname = n.nspname AND p.tablename = c.relname
+GROUP BY asked.name
+"""
+
+_ROWS = f"""
+SELECT asked.name,
+       EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid),
+       (SELECT coalesce(jsonb_object_agg(a.attname, a.attnotnull), '{{}}') FROM pg_attribute AS a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       coalesce(jsonb_agg(index.columns) FILTER (WHERE index.keeps_unique), '[]'),
+       coalesce(jsonb_agg(index.columns) FILTER (WHERE index.is_btree), '[]')
+FROM {ASKED}
+JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+LEFT JOIN LATERAL (
+    SELECT i.indisunique AND i.indimmediate AS keeps_unique,
+           m.amname = 'btree' AS is_btree,
+           (SELECT array_agg(a.attname::text ORDER BY k.place)
+            FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place)
+            JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+            WHERE k.place <= i.indnkeyatts) AS columns
+    FROM pg_index AS i
+    JOIN pg_class AS x ON x.oid = i.indexrelid
+    JOIN pg_am AS m ON m.oid = x.relam
+    WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+) AS index ON true
+GROUP BY asked.name, c.oid
+"""
+
+_SERVER = "SELECT has_schema_privilege(current_schema(), 'CREATE'), EXISTS (SELECT FROM pg_publication)"
+_HAS_LZ4 = "SELECT EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals))"
+_ALL_TABLES = "SELECT ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY pubname)"
+
+_GRANTEES = """
+SELECT ARRAY(SELECT role FROM unnest($1::text[]) AS role WHERE to_regrole(quote_ident(role)) IS NULL),
+       ARRAY(SELECT role FROM unnest($1::text[]) AS role
+             WHERE to_regrole(quote_ident(role)) IS NOT NULL
+               AND NOT has_schema_privilege(to_regrole(quote_ident(role)), current_schema(), 'USAGE'))
+"""
