@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 _RECORD_S = 1.0  # between two records of the check
 _STATEMENT_MS = 10_000
-_CLOCK = Query("SELECT clock_timestamp()")
+_CLOCK = Query("SELECT clock_timestamp(), (pg_current_wal_insert_lsn() - '0/0')::bigint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,9 @@ class MoveRun:
             _, began, _, ended, _, *found = await self.turn.session.flight(
                 [Query("BEGIN"), first, rows, _CLOCK, Query("COMMIT"), *ahead]
             )
-        return (ended.value - began.value).total_seconds(), found[0] if found else None
+        [(at, written)] = ended.rows
+        self._rest.wrote(at.timestamp(), written)
+        return (at - began.value).total_seconds(), found[0] if found else None
 
     async def _sample(self, after: Key | None, upto: Key) -> None:
         """Compare a range that was just moved."""

@@ -29,6 +29,7 @@ _GROWTH = 1.5  # at most, from one batch to the next
 _PANIC = 5.0  # a batch this many times over the target …
 _SHRINK = 10  # … divides the next one by this
 _SPLIT = 4  # and a batch that met a lock or a timeout by this
+_APART_S = 0.1  # between two notes of how far the server had written
 _LATELY_S = 10.0  # what "rows a second, lately" means
 _MB = 1 << 20
 
@@ -169,9 +170,21 @@ class Brakes:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
+        self._limit_s = math.inf if pace.max_replica_lag_s is None else pace.max_replica_lag_s
         self._written: deque[tuple[float, int]] = deque()  # when the server had written how far
         self._known: Counter[str] = Counter()
         self._first: int | None = None
+
+    def wrote(self, at_s: float, written: int) -> None:
+        """
+        Note how far the server had written at a time.
+
+        Batches note it too, between two looks: so the moment since which a standby lacks something is known to a tenth
+        of a second, and one whose replay stands still stops the move one look after its limit at the latest.
+        """
+        last_s, last = self._written[-1] if self._written else (-math.inf, -1)
+        if self._limit_s < math.inf and written > last and at_s >= last_s + _APART_S:
+            self._written.append((at_s, written))
 
     def judge(self, load: Load) -> str | None:
         """
@@ -191,11 +204,10 @@ class Brakes:
         )
 
     def _replicas(self, load: Load) -> str | None:
-        limit_s = self._pace.max_replica_lag_s
-        if limit_s is None or math.isinf(limit_s):
+        limit_s = self._limit_s
+        if math.isinf(limit_s):
             return None
-        if not self._written or self._written[-1][1] < load.written:
-            self._written.append((load.at_s, load.written))
+        self.wrote(load.at_s, load.written)
         here = Counter(replica.name for replica in load.replicas)
         gone = self._known - here
         self._known |= here

@@ -98,6 +98,10 @@ class Rest:
             await self.patience.do(lambda: self.patience.note(None))
         self._looked_at = time.monotonic()
 
+    def wrote(self, at_s: float, written: int) -> None:
+        """Note how far the server had written its WAL when a batch was done, by its own clock."""
+        self._brakes.wrote(at_s, written)
+
     async def after_batch(self, rows: int, pause_s: float) -> None:
         """Rest so that the limits of this move and of its server hold; `pause_s` is what the former asks for."""
         if self.host is not None:
