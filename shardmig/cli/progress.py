@@ -1,15 +1,14 @@
 """
-Progress on stderr, and Ctrl-C.
+Progress on stderr.
 
 On a terminal each shard that is worked on has a line of progress; elsewhere progress is silent and only outcomes are
-told. Ctrl-C asks once for a safe place and ends at once when pressed again.
+told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from rich.text import Text
 
 from shardmig import mismatches
 from shardmig.cli.console import err, out
+from shardmig.cli.interruption import Interruption
 from shardmig.errors import ConfigError
 from shardmig.events import (
     BatchDone,
@@ -67,9 +67,9 @@ def run(fleet: Fleet, work: Callable[[], Awaitable[T]], *, quiet: bool = False, 
         quiet: no progress at all.
         log_json: a file to which every event is appended.
     """
-    with _display(quiet=quiet) as show, _log(log_json) as write:
-        fleet.listener = _both(show, write)
-        return asyncio.run(_until_stopped(fleet, work))
+    with _display(quiet=quiet) as show, _log(log_json) as write, Interruption(fleet.stop) as interruption:
+        fleet.listener = _both(_both(show, write), interruption.listen)
+        return asyncio.run(interruption.over(work))
 
 
 @contextmanager
@@ -124,23 +124,6 @@ def _both(one: Listener | None, other: Listener | None) -> Listener | None:
         other(event)
 
     return listen
-
-
-async def _until_stopped(fleet: Fleet, work: Callable[[], Awaitable[T]]) -> T:
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - inside asyncio.run
-
-    def stop() -> None:
-        if fleet.stop.is_set():
-            task.cancel()
-        else:
-            fleet.stop.set()
-            err.print("stopping at the next safe place (once more to stop at once) …")
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    return await work()
 
 
 @contextmanager
