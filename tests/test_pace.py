@@ -259,7 +259,6 @@ async def test_a_standby_that_pauses_or_vanishes_stops_a_move_which_goes_on_by_i
             stopped_after_s = time.monotonic() - paused_at
             assert "s behind (max_replica_lag_s = 0.5)" in said
             assert 0.5 < stopped_after_s < 2
-            assert float(said.split()[3]) == pytest.approx(stopped_after_s, abs=0.25)  # what batches noted, not looks
             heard.clear()
             replay.execute("SELECT pg_wal_replay_resume()")
             await until(heard, BatchDone)
@@ -274,6 +273,18 @@ async def test_a_standby_that_pauses_or_vanishes_stops_a_move_which_goes_on_by_i
             run.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await run
+
+
+async def test_batches_note_how_far_the_server_has_written(shard: Shard) -> None:
+    """Half a second of batches, one look: some servers say themselves what a paused standby lacks, not all do."""
+    async with moving(shard, same_table(), T, customers(200)) as here:
+        run = here.run(pace=Pace(batch_rows=20, batch_rows_min=20, batch_rows_max=20, max_rows_per_s=400))
+        assert await run.run()
+
+        noted = list(run._rest._brakes._written)
+        assert 3 <= len(noted) <= 6
+        assert noted == sorted(set(noted))
+        assert noted[-1][1] - noted[0][1] > 1000
 
 
 async def until(heard: list[Event], kind: type[Any]) -> Any:
