@@ -54,6 +54,7 @@ def apply(
     ] = False,
     mismatches: options.Mismatches = None,
     log_json: options.LogJson = None,
+    wide: options.Wide = False,
     output: options.Output = "text",
     config: options.Config_ = None,
 ) -> None:
@@ -94,4 +95,4 @@ def apply(
             report = progress.run(
                 fleet, lambda: fleet.apply(until=Until(until), upto=revision, aware=aware), log_json=log_json
             )
-        results.show_report(report, output)
+        results.show_report(report, output, wide=wide)

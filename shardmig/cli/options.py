@@ -32,6 +32,7 @@ __all__ = [
     "TakeOver",
     "TerminateOlderThan",
     "Wave",
+    "Wide",
     "revision",
     "targets",
 ]
@@ -106,6 +107,7 @@ Partition = Annotated[
     ),
 ]
 TakeOver = Annotated[bool, typer.Option("--take-over", help="End another runner that works on these shards.")]
+Wide = Annotated[bool, typer.Option("--wide", help="A line a shard, however many there are.")]
 TerminateOlderThan = Annotated[
     float | None,
     typer.Option(

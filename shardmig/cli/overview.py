@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
     from shardmig.fleet import ShardStatus
 
-__all__ = ["FlagTable", "Row", "applied", "brief", "lines", "others", "show", "told"]
+__all__ = ["ALIKE", "SHARDS", "FlagTable", "Row", "applied", "brief", "lines", "named", "others", "show", "told"]
+
+SHARDS = 20  # more than these do not get a line each
+ALIKE = frozenset({Outcome.DONE, Outcome.PENDING, Outcome.INTERRUPTED})  # nothing is wrong there
 
 _FLAGS = 4  # more than these are not spelled out on every line
-_SHARDS = 20  # more than these do not get a line each
 _NAMED = 3  # of many flags, as an example
 _LISTED = 8  # shards on a line that they share
 
@@ -69,7 +71,7 @@ def show(
         Row(one.shard, one.outcome, applied(one), _joined(table.of(one.shard), brief(one.shard, one.reason)))
         for one in found
     ]
-    lines(rows if wide or len(found) <= _SHARDS else _shared(rows))
+    lines(rows if wide or len(found) <= SHARDS else _shared(rows))
     for line in table.told_once():
         tell(line)
     done = sum(one.outcome is Outcome.DONE for one in found)
@@ -195,10 +197,11 @@ def _shared(rows: Iterable[Row]) -> list[Row]:
     groups: dict[Row, list[str]] = {}
     for row in rows:
         groups.setdefault(row._replace(shards=""), []).append(row.shards)
-    return [row._replace(shards=_group(shards)) for row, shards in groups.items()]
+    return [row._replace(shards=named(shards)) for row, shards in groups.items()]
 
 
-def _group(shards: Sequence[str]) -> str:
+def named(shards: Sequence[str]) -> str:
+    """Name shards that share a line; of many, their number and the first ones."""
     if len(shards) <= _LISTED:
         return ", ".join(shards)
     return f"{len(shards)} shards: {', '.join(shards[:_NAMED])}, …"

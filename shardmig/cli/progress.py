@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from rich.text import Text
 
 from shardmig import mismatches
+from shardmig.cli import overview
 from shardmig.cli.console import err, out
 from shardmig.cli.interruption import Interruption
 from shardmig.errors import ConfigError
@@ -55,6 +57,7 @@ __all__ = ["confirm", "exporting", "run", "watch"]
 T = TypeVar("T")
 
 _WATCH_S = 2.0  # between two looks at the fleet
+_WARNED = 8  # shards of which the same warning is told
 
 
 def run(fleet: Fleet, work: Callable[[], Awaitable[T]], *, quiet: bool = False, log_json: Path | None = None) -> T:
@@ -67,7 +70,11 @@ def run(fleet: Fleet, work: Callable[[], Awaitable[T]], *, quiet: bool = False, 
         quiet: no progress at all.
         log_json: a file to which every event is appended.
     """
-    with _display(quiet=quiet) as show, _log(log_json) as write, Interruption(fleet.stop) as interruption:
+    with (
+        _display(shards=len(fleet.targets), quiet=quiet) as show,
+        _log(log_json) as write,
+        Interruption(fleet.stop) as interruption,
+    ):
         fleet.listener = _both(_both(show, write), interruption.listen)
         return asyncio.run(interruption.over(work))
 
@@ -150,12 +157,9 @@ def _plain(value: object) -> object:
 
 
 @contextmanager
-def _display(*, quiet: bool) -> Iterator[Callable[[Event], None] | None]:
+def _display(*, shards: int, quiet: bool) -> Iterator[Listener | None]:
     if quiet:
         yield None
-        return
-    if not err.is_terminal:
-        yield _warn
         return
     columns = (
         SpinnerColumn(),
@@ -163,62 +167,78 @@ def _display(*, quiet: bool) -> Iterator[Callable[[Event], None] | None]:
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
-        yield _Lines(progress).listen
-
-
-def _warn(event: Event) -> None:
-    """Without a terminal progress is silent; a warning is not."""
-    if isinstance(event, Warned):
-        err.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.message))
-    if isinstance(event, TransactionEnded):
-        err.print(_ended(event))
-    if isinstance(event, MaintenanceSet):
-        err.print(_closed(event))
-
-
-def _ended(event: TransactionEnded) -> Text:
-    return Text.assemble(f"{event.shard}  ", ("ended", "yellow"), f", for the drain of {event.flag}: {event.blocker}")
-
-
-def _closed(event: MaintenanceSet) -> Text:
-    if event.mode == "off":
-        return Text(f"{event.shard}  serves again")
-    return Text.assemble(f"{event.shard}  ", (event.mode, "yellow"), f": {event.reason}")
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        lines = _Lines(progress, shards)
+        try:
+            yield lines.listen
+        finally:
+            lines.end()
 
 
 class _Lines:
-    """One line for each shard that is worked on."""
+    """
+    One line for each shard that is worked on, and above them what is told of single ones.
 
-    def __init__(self, progress: Progress) -> None:
+    Without a terminal progress is silent, and outcomes wait for the report; what is told of single shards is told.
+
+    Args:
+        progress: where lines are.
+        shards: how many there are; of many, one line counts those that ended as they should.
+    """
+
+    def __init__(self, progress: Progress, shards: int) -> None:
         self._progress = progress
+        self._shards = shards
         self._tasks: dict[str, TaskID] = {}
+        self._warned: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
 
     def listen(self, event: Event) -> None:
         """Show one event."""
+        match event:
+            case Warned():
+                self._warned[event.message] += 1
+                if self._warned[event.message] <= _WARNED:
+                    self._tell(event.shard, ("warning: ", "yellow"), event.message)
+            case TransactionEnded():
+                self._tell(event.shard, ("ended", "yellow"), f", for the drain of {event.flag}: {event.blocker}")
+            case MaintenanceSet(mode="off"):
+                self._tell(event.shard, "serves again")
+            case MaintenanceSet():
+                self._tell(event.shard, (event.mode, "yellow"), f": {event.reason}")
+            case _ if not self._progress.disable:
+                self._follow(event)
+
+    def end(self) -> None:
+        """Say how many shards had the warnings that were not told again."""
+        for message, count in self._warned.items():
+            if count > _WARNED:
+                more = f"{count - _WARNED} more shard{'s' if count > _WARNED + 1 else ''}"
+                self._tell(more, ("warning: ", "yellow"), message.partition(";")[0].partition("\n")[0])
+
+    def _tell(self, shard: str, *said: str | tuple[str, str]) -> None:
+        self._progress.console.print(Text.assemble(f"{shard}  ", *said))
+
+    def _follow(self, event: Event) -> None:
+        """Show on a terminal where a shard is."""
         if isinstance(event, OutcomeReached):
             self._drop(event.shard)
-            self._progress.print(Text(f"{event.shard}  {event.outcome}  {event.detail}".rstrip()))
-            return
-        if isinstance(event, Parked):
+            if self._shards <= overview.SHARDS or Outcome(event.outcome) not in overview.ALIKE:
+                self._tell(event.shard, f"{event.outcome}  {event.detail}".rstrip())
+            if self._shards > overview.SHARDS:
+                self._ended[event.outcome] += 1
+                counts = ", ".join(f"{count} {outcome}" for outcome, count in self._ended.items())
+                self._line("", f"of {self._shards} shards", counts)
+        elif isinstance(event, Parked):
             self._drop(event.shard)
-            self._progress.print(Text(f"{event.shard}  is tried again at the end: {event.reason}"))
-            return
-        if isinstance(event, Warned):
-            self._progress.print(Text.assemble(f"{event.shard}  ", ("warning: ", "yellow"), event.message))
-            return
-        if isinstance(event, TransactionEnded):
-            self._progress.print(_ended(event))
-            return
-        if isinstance(event, MaintenanceSet):
-            self._progress.print(_closed(event))
-            return
-        text = _describe(event)
-        if text is None:
-            return
-        if event.shard not in self._tasks:
-            self._tasks[event.shard] = self._progress.add_task(text, total=None, shard=event.shard)
-        self._progress.update(self._tasks[event.shard], description=text)
+            self._tell(event.shard, f"is tried again at the end: {event.reason}")
+        elif text := _describe(event):
+            self._line(event.shard, event.shard, text)
+
+    def _line(self, key: str, head: str, text: str) -> None:
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(text, total=None, shard=head)
+        self._progress.update(self._tasks[key], description=text)
 
     def _drop(self, shard: str) -> None:
         if (task := self._tasks.pop(shard, None)) is not None:

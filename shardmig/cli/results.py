@@ -16,10 +16,10 @@ from shardmig.progress import moved_of
 from shardmig.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from shardmig.fleet import ShardStatus
-    from shardmig.outcomes import Report
+    from shardmig.outcomes import Report, ShardReport
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import Records, StepRow
 
@@ -28,8 +28,8 @@ __all__ = ["show_gate", "show_history", "show_left", "show_report", "show_same",
 _SHA256 = 64  # characters
 
 
-def show_report(report: Report, output: str) -> NoReturn:
-    """Write every shard's fate and end with the exit code it means."""
+def show_report(report: Report, output: str, *, wide: bool = False) -> NoReturn:
+    """Write every shard's fate, `wide` on a line each however many there are, and end with the exit code it means."""
     if output == "json":
         show_json(
             {
@@ -51,17 +51,26 @@ def show_report(report: Report, output: str) -> NoReturn:
     else:
         table = overview.FlagTable({one.shard: dict(one.flags) for one in report if one.flags})
         said = overview.told((one.shard, one.reason) for one in report)
-        overview.lines(
-            [
-                overview.Row(one.shard, one.outcome, f"{one.seconds:6.1f} s", said[one.shard] or table.of(one.shard))
-                for one in report
-            ]
-        )
+        overview.lines(_fates(report, {name: reason or table.of(name) for name, reason in said.items()}, wide=wide))
         for line in table.told_once():
             tell(line)
         done = sum(one.outcome is Outcome.DONE for one in report)
         tell(f"{done} of {len(report.shards)} shards done{overview.others(one.outcome for one in report)}")
     raise typer.Exit(0 if report.done else INTERRUPTED if report.interrupted else 1)
+
+
+def _fates(report: Report, rest: Mapping[str, str], *, wide: bool) -> list[overview.Row]:
+    """Give each shard a line; of many, those that ended alike share one, with the longest time, and failures do not."""
+    groups: dict[tuple[Outcome, str, str | None], list[ShardReport]] = {}
+    for one in report:
+        alone = wide or len(report.shards) <= overview.SHARDS or one.outcome not in overview.ALIKE
+        groups.setdefault((one.outcome, rest[one.shard], one.shard if alone else None), []).append(one)
+    return [
+        overview.Row(
+            overview.named([one.shard for one in alike]), outcome, f"{max(one.seconds for one in alike):6.1f} s", said
+        )
+        for (outcome, said, _), alike in groups.items()
+    ]
 
 
 def show_status(

@@ -32,6 +32,7 @@ def switch(
     recheck: options.Recheck = False,
     mismatches: options.Mismatches = None,
     log_json: options.LogJson = None,
+    wide: options.Wide = False,
     output: options.Output = "text",
     config: options.Config_ = None,
 ) -> None:
@@ -55,4 +56,4 @@ def switch(
     fleet.rechecks = recheck
     with progress.exporting(mismatches, [accepted]) as fleet.mismatches:
         report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()]), log_json=log_json)
-    results.show_report(report, output)
+    results.show_report(report, output, wide=wide)
