@@ -101,7 +101,9 @@ async def test_only_the_owner_of_a_table_may_change_it(shop: Shard, connect: Con
     assert "rows are moved as its owner" in found[2]
 
 
-async def test_the_owner_must_be_able_to_create(shard: Shard) -> None:
+async def test_the_owner_must_be_able_to_create(shard: Shard, connect: Connect) -> None:
+    connect(shard).execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # as it is since 15
+
     found = await reasons(shard, SHOP, user="shop_app", owner=None)
 
     assert ["the owner may not create in the shard's schema; GRANT CREATE ON SCHEMA to it"] == found
@@ -323,6 +325,7 @@ async def test_a_view_in_place_of_a_table_is_named(shop: Shard, connect: Connect
 
 
 async def test_roles_and_privileges_to_be_granted_must_exist(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("GRANT ALL ON SCHEMA public TO shop_owner")  # whose it is since 15, and the superuser's in 14
     connect(shop).execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
 
     found = await reasons(shop, SPLIT_NAME, grant={"nobody_here": "SELECT", "shop_app": "SELECT, DROP"})
