@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     _Message = tuple[bytes, Sequence[Any], Sequence[int], Sequence[int]]  # text; parameters, their types and formats
 
-__all__ = ["Query", "Result", "current_settings", "fly", "set_settings"]
+__all__ = ["Query", "Result", "current_settings", "fly", "refuse_rows", "set_settings"]
 
 
 class Query(NamedTuple):
@@ -172,3 +172,9 @@ def current_settings(names: Iterable[str]) -> Query:
     """Ask what parameters are, as one array in the order of the names."""
     named = list(names)
     return Query(f"SELECT ARRAY[{', '.join(f'current_setting(${n})' for n in range(1, len(named) + 1))}]", named)
+
+
+def refuse_rows(query: Query) -> Query:
+    """Refuse the transaction, and all that is behind it in the flight, if a query finds any row."""
+    said = "  -- divides by zero on purpose: whoever waits and explains comes next"
+    return Query(f"SELECT 1 / (NOT EXISTS (\n{query.sql}\n))::int{said}", query.params)

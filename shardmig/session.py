@@ -123,6 +123,15 @@ class Session:
             await self.roll_back()
             raise
 
+    def observing(self, queries: Sequence[Query]) -> list[Query]:
+        """Let the login role ask queries, as `observe` does, in the middle of a transaction of the owner's."""
+        owner = self.settings.owner
+        return [
+            *([set_settings({"role": "none"})] if owner else []),
+            *queries,
+            *([set_settings({"role": owner})] if owner else []),
+        ]
+
     async def flight(self, queries: Sequence[Query]) -> list[Result]:
         """
         Send statements together and return their results, in one round trip.
