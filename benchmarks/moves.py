@@ -7,8 +7,8 @@ the shapes that others use (pgroll: 1,000 rows through a row trigger; online_mig
 50 ms; GitLab: 100 rows and 100 ms). Ways with pauses are watched for some seconds only.
 
 Every way gets a new copy of the table, vacuumed and checkpointed. WAL lies on the disk of the temporary directory, in
-segments as big as a real server's, written once before: a commit that waits for no disk would flatter small batches. The
-ratios are those of one round, to its own idle time and its own whole UPDATE, and what is shown is their median.
+segments as big as a real server's, written once before: a commit that waits for no disk would flatter small batches.
+The ratios are those of one round, to its own idle time and its own whole UPDATE, and what is shown is their median.
 
     python benchmarks/moves.py [--rows 1000000] [--indexes 3] [--clusters 10] [--rounds 2] [--only fast gentle]
 """
