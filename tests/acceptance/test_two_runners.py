@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from conftest import Project
 
-SLOW = "[pace]\nbatch_rows = 50\nbatch_rows_max = 50\nmax_rows_per_s = 100\n"
+# A minute and a half of moving: a second command may take half of that on a busy machine.
+SLOW = "[pace]\nbatch_rows = 10\nbatch_rows_min = 10\nbatch_rows_max = 10\nmax_rows_per_s = 20\n"
 MOVED = "SELECT coalesce(sum(batches), 0)::int FROM shardmig.step WHERE kind = 'move'"
 
 
