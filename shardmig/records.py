@@ -98,7 +98,9 @@ class StepRow:
     batches: int
     rows_estimated: int | None
     rows_per_s: float | None
+    eta_s: float | None
     check_cursor: list[str] | None
+    checked_rows: int
     checked_at: datetime | None
     waiting: str | None
     paused: str | None
@@ -167,6 +169,8 @@ class Records:
 # --------------------------------------------------------------------------------------------------------------------
 # Read
 
+_LACKING = (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedFunction, pg.InvalidSchemaName)
+
 _SHARD = """
 SELECT s.shard, s.schema_name, shardmig.ledger_version(), s.epoch, s.maintenance, s.reason, r.term, r.holder, r.since
 FROM shardmig.shard s JOIN shardmig.runner r USING (shard) WHERE s.shard = $1 OR s.schema_name = $2"""
@@ -179,8 +183,9 @@ SELECT revision, position, flag, sha256, CASE WHEN sha256 = ANY ($2::text[]) THE
 FROM shardmig.migration WHERE shard = $1 ORDER BY position"""
 STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
     bounded_at, upto, cursor, rows, batches, rows_estimated,
-    CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN rows_per_s END, check_cursor, checked_at, waiting,
-    paused"""
+    CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN rows_per_s END,
+    CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN eta_s END, check_cursor, checked_rows, checked_at,
+    waiting, paused"""
 _STEPS = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 ORDER BY revision, number"
 _LOG = """
 SELECT at, action, flag, revision, before, after, reason, session_user_name, os_user
@@ -211,16 +216,16 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
     Raises:
         WrongShard: the schema is another shard's, or the name another schema's; nothing was written.
         LedgerOutdated: it is an older version, which lacks what is asked for.
-        PreflightFailed: the ledger is another role's.
+        PreflightFailed: the ledger is another role's, or lacks what its version has.
     """
     name = session.shard.name
     try:
-        found, flags, migrations, steps = await session.ask(records_queries(session.shard, known=known))
-    except (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedFunction, pg.InvalidSchemaName) as error:
-        await _refuse_older(session, error)
-        return None
+        answers = await _answers(session, records_queries(session.shard, known=known))
     except pg.InsufficientPrivilege as error:
         raise _not_ours(session, error) from error
+    if answers is None:
+        return None
+    found, flags, migrations, steps = answers
     row = _own_row(session, found.rows)
     if row is None:
         return None
@@ -240,14 +245,34 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
     )
 
 
-async def _refuse_older(session: Session, error: pg.Error) -> None:
-    """Tell a ledger of an older version from one that is not there."""
-    if 0 < (version := await version_of(session)) < newest():
-        raise LedgerOutdated(
-            f"its ledger is version {version} and cannot be read by this shardmig, which has {newest()} "
-            f"({error.diag.message_primary}); `shardmig apply --shard {session.shard.name}` upgrades it first",
+async def _answers(session: Session, queries: Sequence[Query]) -> list[Result] | None:
+    """Ask a ledger; None where there is none."""
+    try:
+        return await session.ask(queries)
+    except _LACKING as error:
+        version = await version_of(session)
+        if version < newest():
+            if version:
+                raise _outdated(session, version, error) from error
+            return None
+        refuse_newer(version, session.shard)
+    try:
+        return await session.flight(queries)  # another runner may have installed it a moment ago
+    except _LACKING as error:
+        raise PreflightFailed(
+            f"its ledger is version {version} and lacks what that version has ({error.diag.message_primary}), so "
+            "schema shardmig was changed by hand; put back what is missing, as another shard has it "
+            "(pg_dump --schema-only --schema shardmig)",
             shard=session.shard.name,
         ) from error
+
+
+def _outdated(session: Session, version: int, error: pg.Error) -> LedgerOutdated:
+    return LedgerOutdated(
+        f"its ledger is version {version} and cannot be read by this shardmig, which has {newest()} "
+        f"({error.diag.message_primary}); `shardmig apply --shard {session.shard.name}` upgrades it first",
+        shard=session.shard.name,
+    )
 
 
 def _not_ours(session: Session, error: pg.Error) -> PreflightFailed:

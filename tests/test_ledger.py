@@ -255,6 +255,15 @@ async def test_a_role_that_the_ledger_does_not_belong_to_is_told_whose_it_is(sha
             await read_records(session)
 
 
+async def test_a_ledger_that_lacks_a_column_is_no_missing_ledger(shard: Shard, connect: Connect) -> None:
+    await begun(shard, has_move=False)
+    connect(shard).execute("ALTER TABLE shardmig.step DROP COLUMN paused")
+
+    async with open_session(shard, SessionSettings(), pg_versions=VERSIONS) as session:
+        with pytest.raises(PreflightFailed, match=r"lacks what .*column \"paused\" does not exist.* put back"):
+            await read_records(session)
+
+
 async def test_another_shards_database_is_refused_before_anything_is_written(shard: Shard) -> None:
     await begun(shard, has_move=True)
     other = shard.model_copy(update={"name": "us9"})
