@@ -50,10 +50,20 @@ class Holder:
 
 
 class Own(NamedTuple):
-    """A server process that serves, or served, this session."""
+    """
+    A server process that serves, or served, this session.
+
+    Attributes:
+        pid: its number; another process may have it later.
+        seen: a moment, by the server's clock, at which it was there.
+    """
 
     pid: int
-    since: datetime
+    seen: datetime
+
+    def is_it(self, holder: Holder) -> bool:
+        """Say whether a holder is this process: no later one has begun before it was seen."""
+        return holder.pid == self.pid and holder.since is not None and holder.since <= self.seen
 
 
 async def meet_holder(session: Session, *, take_over: bool, lost: Own | None = None) -> Holder | None:
@@ -77,7 +87,7 @@ async def meet_holder(session: Session, *, take_over: bool, lost: Own | None = N
         return None
     holders = await session.observe(Holder, _HOLDER, (name,))
     who = str(holders[0]) if holders else "a runner that has just ended"
-    if lost is not None and lost in [(holder.pid, holder.since) for holder in holders]:
+    if lost is not None and any(lost.is_it(holder) for holder in holders):
         await session.transact([Query(_END_LOST, (name, *lost))], local={"role": "none"})
         if await _lock_within(session, _TAKE_OVER_WAIT_MS):
             return None
@@ -115,7 +125,7 @@ LOCKS: dict[Purpose, str] = {
     "run": f"""
 SELECT current_schema()::text,
        pg_backend_pid() = $1 AND {_PRESENCE} AND NOT pg_is_in_recovery() AND pg_try_advisory_lock({_RUNNER_LOCK}),
-       (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid()))
+       clock_timestamp()
 """,
 }
 
@@ -135,7 +145,7 @@ FROM ({_HELD}) AS held LEFT JOIN pg_stat_activity AS a USING (pid)
 
 _END_LOST = f"""
 SELECT pg_terminate_backend(held.pid) FROM ({_HELD}) AS held JOIN pg_stat_activity AS a USING (pid)
-WHERE held.pid = $2 AND a.backend_start = $3
+WHERE held.pid = $2 AND a.backend_start <= $3
 """
 _END_HOLDER = f"SELECT pg_terminate_backend(held.pid) FROM ({_HELD}) AS held"
 _WAIT_FOR_LOCK = f"SELECT pg_advisory_lock({_RUNNER_LOCK.replace('$2', '$1')})"

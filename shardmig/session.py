@@ -269,8 +269,8 @@ class Session:
     async def _prepare(self, *, take_over: bool, ask: Sequence[Query]) -> None:
         """Do everything in one flight; only a busy shard, or an answer that is refused, costs more."""
         info = self.connection.info
-        answers, (schema, locked, since), answered = await self._shake_hands(ask)
-        lost, self._own = self._own, Own(info.backend_pid, since) if since else None
+        answers, (schema, locked, seen), answered = await self._shake_hands(ask)
+        lost, self._own = self._own, Own(info.backend_pid, seen) if seen else None
         encoding = info.parameter_status("server_encoding")
         judge(answers, self.shard, self.pg_versions, server_version=info.server_version, server_encoding=encoding)
         self.login, self.deadlock_timeout_ms = answers.login, answers.deadlock_timeout_ms
@@ -292,8 +292,8 @@ class Session:
         Send self-checks, settings, locks and questions.
 
         Returns:
-            What the server says of itself; the schema that is used, whether the shard is locked, and since when the
-            server process of a runner is there; the answers.
+            What the server says of itself; the schema that is used, whether the shard is locked, and when the server
+            process of a runner was there; the answers.
         """
         pid, info, owner = self.backend_pid, self.connection.info, self.settings.owner
         checks = Query(*questions(self.shard, self.settings, backend_pid=pid, server_version=info.server_version))
