@@ -101,8 +101,10 @@ CREATE TABLE shardmig.step (
     batches        bigint NOT NULL DEFAULT 0,
     rows_estimated bigint,
     rows_per_s     double precision,
+    eta_s          double precision,
     noted_at       timestamptz,
     check_cursor   text[],
+    checked_rows   bigint NOT NULL DEFAULT 0,
     checked_at     timestamptz,
     waiting        text,
     paused         text,
@@ -113,9 +115,11 @@ COMMENT ON TABLE shardmig.step IS 'Steps of the plans; a record commits together
 COMMENT ON COLUMN shardmig.step.term IS 'The runner that may write this step; 0 after a flip, which fences a running move';
 COMMENT ON COLUMN shardmig.step.bounded_at IS 'When the last key to move was read; upto is NULL on an empty table';
 COMMENT ON COLUMN shardmig.step.cursor IS 'Key of the last row moved, as text, one element a column';
-COMMENT ON COLUMN shardmig.step.rows_per_s IS 'How fast rows moved lately when the mover last noted it, once a second; NULL while it compares';
+COMMENT ON COLUMN shardmig.step.rows_per_s IS 'How fast rows moved, or were compared, lately when the mover last noted it, once a second';
+COMMENT ON COLUMN shardmig.step.eta_s IS 'Seconds left at that speed, the check included; NULL when nothing honest can be said';
 COMMENT ON COLUMN shardmig.step.noted_at IS 'When that was: an old one means that nobody moves rows';
 COMMENT ON COLUMN shardmig.step.check_cursor IS 'Key of the last row checked';
+COMMENT ON COLUMN shardmig.step.checked_rows IS 'How many rows that are, about; of no meaning while check_cursor is NULL';
 COMMENT ON COLUMN shardmig.step.waiting IS 'Why the move rests at the moment; NULL while it works';
 COMMENT ON COLUMN shardmig.step.paused IS 'Why an operator wants the move to rest (shardmig.pause); NULL: go on';
 
@@ -175,12 +179,7 @@ BEGIN
             USING ERRCODE = 'SM002';
     END IF;
     IF TG_OP = 'INSERT' THEN
-        IF NEW.state <> 0 OR NEW.new_valid OR NOT NEW.old_valid THEN
-            RAISE EXCEPTION 'flag % of shard % must begin as OLD', NEW.flag, NEW.shard USING ERRCODE = 'SM002';
-        END IF;
-        UPDATE shardmig.shard SET epoch = token WHERE shard = NEW.shard;
-        NEW.epoch := token;
-        RETURN NEW;
+        RAISE EXCEPTION 'flag % of shard % must begin as OLD', NEW.flag, NEW.shard USING ERRCODE = 'SM002';
     END IF;
     -- The shard was renamed, and this row follows it (ON UPDATE CASCADE): nobody has the old name any more.
     IF NEW.shard <> OLD.shard AND NOT EXISTS (SELECT FROM shardmig.shard s WHERE s.shard = OLD.shard) THEN
@@ -284,8 +283,13 @@ BEGIN
     RETURN NEW;
 END $$;
 
-CREATE TRIGGER on_flag_write BEFORE INSERT OR UPDATE OR DELETE ON shardmig.flag
+CREATE TRIGGER on_flag_write BEFORE UPDATE OR DELETE ON shardmig.flag
     FOR EACH ROW EXECUTE FUNCTION shardmig.on_flag_write();
+
+-- A flag that begins as OLD changes nothing for anybody, for no row is OLD too: no new epoch, no function to compile.
+CREATE TRIGGER begins_as_old BEFORE INSERT ON shardmig.flag
+    FOR EACH ROW WHEN (NEW.state <> 0 OR NEW.new_valid OR NOT NEW.old_valid)
+    EXECUTE FUNCTION shardmig.on_flag_write();
 
 CREATE FUNCTION shardmig.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
