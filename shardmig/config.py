@@ -147,6 +147,7 @@ class SessionSettings(_Section):
         lock_timeout_ms: the ladder of lock timeouts, one rung a real try; the last one repeats.
         lock_wait_s: seconds after which a busy table parks the shard.
         old_holder_ms: a transaction older than this on the table is waited for without queueing.
+        lock_hold_s: limit of a statement that locks an existing table while everybody waits for it; 0 is none.
         statement_timeout_s: limit of one structural statement; 0 is none.
         drain_timeout_s: seconds after which a drain gives up, naming who is still open.
         exempt_roles: roles whose transactions no drain waits for (backups: they read, they never decide).
@@ -161,6 +162,7 @@ class SessionSettings(_Section):
     )
     lock_wait_s: float = Field(60.0, gt=0)
     old_holder_ms: int = Field(200, ge=0)
+    lock_hold_s: float = Field(5.0, ge=0)
     statement_timeout_s: float = Field(30.0, ge=0)
     drain_timeout_s: float = Field(600.0, gt=0)
     exempt_roles: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import psycopg
 
 from shardmig.catalog import NOT_ADDITIVE, Mode, mode_of, proof_in_flight
-from shardmig.errors import LockNotObtained, ProofFailed
+from shardmig.errors import LockNotObtained, ProofFailed, StepFailed
 from shardmig.events import Blocker, Waiting
 from shardmig.plan import quote_name
 from shardmig.session import Query, sqlstate
@@ -31,12 +31,17 @@ if TYPE_CHECKING:
 __all__ = ["Held", "Ladder", "Mode", "Try", "Wait", "holders", "mode_of", "under_lock"]
 
 _HELD_TOO_LONG = "SM003"  # SQLSTATE: the look inside the flight found an old transaction on the table
+_CANCELED = "57014"  # by statement_timeout, or by somebody's pg_cancel_backend
 _AGAIN = frozenset({"55P03", "40001", "40P01"})  # lock timeout, somebody changed the same catalog rows, deadlock
 _LOOK_S = (0.02, 0.04)  # between two looks while an old transaction holds the table
 _PAUSE_S = (0.05, 0.15)  # after a try that failed: the queue behind it drains
 _HURRIED_MS = 100  # how long to queue behind an autovacuum that was told to yield after 10 ms
 _PATIENCE_MS = 200  # how long to queue beyond deadlock_timeout behind one that can only yield then
 
+_REWRITTEN = (
+    "a new column whose type is a domain with a CHECK writes the table anew: take the CHECK from the domain on this "
+    "shard, or give the column a plain type (amend, or a new revision)"
+)
 _WEAKER = ["AccessShareLock", "RowShareLock"]  # what readers and lockers of rows hold
 _CONFLICTS: dict[Mode, list[str]] = {
     "ACCESS EXCLUSIVE": [],
@@ -168,6 +173,7 @@ async def under_lock(
     Raises:
         LockNotObtained: the table stayed busy; the message names who held it last. Nothing was changed.
         ProofFailed: the relation's facts are not what they were; rolled back.
+        StepFailed: a statement kept the lock for longer than `lock_hold_s`; rolled back.
         InDoubt, psycopg.Error: as `Session.transact`.
     """
     ladder = Ladder(session.settings, session.deadlock_timeout_ms)
@@ -232,8 +238,12 @@ async def _try(
     except psycopg.Error as error:
         state = sqlstate(error)
         if state == NOT_ADDITIVE:
-            raise ProofFailed(
-                f"{error.diag.message_primary}; it was rolled back. Report this: the linter missed it",
+            raise _not_additive(session, error.diag.message_primary or "") from error
+        if state == _CANCELED:
+            raise StepFailed(
+                f"{error.diag.message_primary}: everybody waited for {', '.join(relations)}, so it was rolled back. "
+                f"What only adds takes milliseconds; {_REWRITTEN}. For thousands of partitions raise "
+                "session.lock_hold_s",
                 shard=session.shard.name,
             ) from error
         if state == _HELD_TOO_LONG:
@@ -244,8 +254,17 @@ async def _try(
     return results[len(before) : len(before) + len(queries)]
 
 
+def _not_additive(session: Session, found: str) -> ProofFailed:
+    """Say what the proof found; a linter that was told of a type cannot know what it is like on one shard."""
+    cure = f"here {_REWRITTEN}" if found.startswith("storage ") else "report this: the linter missed it"
+    return ProofFailed(f"{found}; it was rolled back; {cure}", shard=session.shard.name)
+
+
 def _local(session: Session, attempt: Try) -> Mapping[str, str]:
+    hold_s, limit_s = session.settings.lock_hold_s, session.settings.statement_timeout_s
     local = {"lock_timeout": f"{attempt.lock_timeout_ms:.0f}ms"}
+    if hold_s and not 0 < limit_s <= hold_s:
+        local["statement_timeout"] = f"{attempt.lock_timeout_ms + hold_s * 1000:.0f}ms"
     if session.settings.owner:
         local["role"] = "none"  # the login role may see more of others' activity than the owner
     if attempt.hurry:

@@ -17,7 +17,7 @@ from servers import FaultProxy
 
 from shardmig import local
 from shardmig.config import SessionSettings, Shard
-from shardmig.errors import InDoubt, LockNotObtained, ProofFailed
+from shardmig.errors import InDoubt, LockNotObtained, ProofFailed, StepFailed
 from shardmig.locking import Held, Ladder, Try, Wait, holders, mode_of, under_lock
 from shardmig.session import Query, Session, open_session
 
@@ -134,6 +134,33 @@ async def test_the_proof_is_of_every_table_that_is_locked(shop: Shard, connect: 
             await under_lock(
                 session, "customer", [ADD, Query("ALTER TABLE region DROP COLUMN name")], further=["region"]
             )
+
+        assert ["id", "name"] == await columns(session)
+
+
+async def test_a_statement_that_keeps_everybody_waiting_is_rolled_back_and_the_cure_told(
+    shop: Shard, connect: Connect
+) -> None:
+    """A domain that got a CHECK on this shard: a new column of it is written into each row."""
+    connect(shop).execute("CREATE DOMAIN mood AS text CHECK (pg_sleep(0.05)::text IS NOT NULL)")
+    add = Query("ALTER TABLE customer ADD COLUMN mood mood")
+    async with at(shop, lock_hold_s=0.2) as session:
+        began = time.monotonic()
+        with pytest.raises(
+            StepFailed, match=r"everybody waited for customer.*take the CHECK from the domain"
+        ) as caught:
+            await under_lock(session, "customer", [add])
+
+        assert 2 > time.monotonic() - began
+        assert "raise session.lock_hold_s" in str(caught.value)
+        assert ["id", "name"] == await columns(session)
+
+
+async def test_a_table_that_was_written_anew_in_no_time_is_refused_with_the_cure(shop: Shard, connect: Connect) -> None:
+    connect(shop).execute("CREATE DOMAIN mood AS text CHECK (value <> '')")
+    async with at(shop) as session:
+        with pytest.raises(ProofFailed, match=r"storage public\.customer changed.*take the CHECK from the domain"):
+            await under_lock(session, "customer", [Query("ALTER TABLE customer ADD COLUMN mood mood")])
 
         assert ["id", "name"] == await columns(session)
 
