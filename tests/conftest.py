@@ -62,8 +62,15 @@ def servers() -> Iterator[list[local.Server]]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def admins(servers: list[local.Server]) -> Iterator[dict[str, psycopg.Connection[Any]]]:
+    """Keep a connection to each server, by its name: two thousand tests create a database, and most of that was it."""
+    with ExitStack() as closing:
+        yield {server.name: closing.enter_context(psycopg.connect(server.url(), autocommit=True)) for server in servers}
+
+
 @pytest.fixture
-def fresh_database(servers: list[local.Server]) -> Iterator[Callable[[local.Server], str]]:
+def fresh_database(admins: dict[str, psycopg.Connection[Any]]) -> Iterator[Callable[[local.Server], str]]:
     """Create this test's own database on a server; asked again for the same server it is the same database."""
     name = f"test{next(_numbers)}"
     created: dict[str, local.Server] = {}
@@ -71,20 +78,22 @@ def fresh_database(servers: list[local.Server]) -> Iterator[Callable[[local.Serv
     def create(server: local.Server) -> str:
         if server.name not in created:
             created[server.name] = server
-            server.create_database(name, owner="shop_owner")
+            strategy = "STRATEGY FILE_COPY" if server.major >= 15 else ""
+            admins[server.name].execute(f"CREATE DATABASE {name} OWNER shop_owner {strategy}".encode())
         return server.url(name)
 
     yield create
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda server: _drop(server, name), created.values()))
+        list(pool.map(lambda server: _drop(server, admins[server.name], name), created.values()))
 
 
-def _drop(server: local.Server, name: str) -> None:
+def _drop(server: local.Server, admin: psycopg.Connection[Any], name: str) -> None:
     """Drop a database even when a test left prepared transactions in it."""
-    with psycopg.connect(server.url(name), autocommit=True) as connection:
-        for (gid,) in connection.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
-            connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
-    server.drop_database(name)
+    if left := admin.execute("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [name]).fetchall():
+        with psycopg.connect(server.url(name), autocommit=True) as connection:
+            for (gid,) in left:
+                connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+    admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 @pytest.fixture
