@@ -7,6 +7,8 @@ This module, `progress` and `results` are the only ones that print.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import gc
 import json
 import os
 import signal
@@ -43,6 +45,7 @@ def note(line: str) -> None:
 def guarded(app: Callable[[], object]) -> NoReturn:
     """Run the command line and end the process; what a user did wrong is one line on stderr and exit code 2."""
     signal.signal(signal.SIGINT, lambda *_: sys.exit(INTERRUPTED))  # verbs that can resume set their own
+    atexit.register(gc.freeze)  # what ends with the process is not taken apart first, which took a fifth of a second
     try:
         app()
     except ShardmigError as error:
