@@ -679,7 +679,7 @@ async def test_a_restored_shard_is_known_for_what_it_is(
             assert State.DUAL is view[SPLIT_NAME]
         live.close()
         again = connect(restored)
-        Ledger(again, "eu1").add("order_address")
+        Ledger(again, "eu1").add("order_address", State.DUAL)
         with flags.transaction(again, shard="eu1") as view:
             assert expected is view[SPLIT_NAME]
         again.close()
