@@ -298,7 +298,7 @@ class Declared:
         states = reading.states
         if self._everywhere or _overrides.get():
             states = self._overridden(states)
-        if write and opening.one_snapshot:
+        if reading.across_tables and write and opening.one_snapshot:
             _refuse_blind_writes(reading, states, opening, shard)
         return View(reading, states, shard=shard, write=write)
 

@@ -67,15 +67,15 @@ class Opening(NamedTuple):
         epoch: the token as the server wrote it; only ever compared.
         maintenance: 0 none, 1 read-only, 2 offline.
         read_only: the transaction may not write, whoever said so; only known of one that wants to.
-        standby: the server is in recovery; only known of a transaction that does not write.
         isolation: the level, in lower case; only known of a transaction that wants to write.
+        standby: the server is in recovery; only known of a transaction that does not write.
     """
 
     epoch: bytes
     maintenance: int
     read_only: bool = False
-    standby: bool = False
     isolation: str = ""
+    standby: bool = False
 
     @property
     def one_snapshot(self) -> bool:
@@ -202,9 +202,7 @@ def read_opening(answer: PGresult, *, write: bool, isolation: str) -> Opening | 
     epoch, maintenance = cell(0, 0) or b"", int(cell(0, 1) or 0)
     if not write:
         return Opening(epoch, maintenance, standby=cell(0, 2) == b"t")
-    return Opening(
-        epoch, maintenance, read_only=cell(0, 2) == b"on", isolation=isolation or (cell(0, 3) or b"").decode()
-    )
+    return Opening(epoch, maintenance, cell(0, 2) == b"on", isolation or (cell(0, 3) or b"").decode())
 
 
 def read_asked(answer: PGresult) -> bool:
