@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from shardmig.steps import Steps
     from shardmig.turn import Turn
 
-__all__ = ["Edges"]
+__all__ = ["Edges", "unvouched"]
 
 
 @dataclass(slots=True)
@@ -198,15 +198,8 @@ class Edges:
             self.steps.say(Warned(self._turn.shard, f"{plan.flag}: seed rows stay: {error.diag.message_primary}"))
 
     def _warn_unless_vouched(self, plan: Plan) -> None:
-        """G0: a process that does not know the flag writes old alone, and the move would never see it."""
         if not self.vouched:
-            self.steps.say(
-                Warned(
-                    self._turn.shard,
-                    f"nobody vouched that every process which runs knows the flag {plan.flag}; what an older one "
-                    "writes from now on is lost to readers of new (apply --aware RELEASE vouches, and logs it)",
-                )
-            )
+            self.steps.say(unvouched(self._turn.shard, plan))
 
     async def _refuse_lost(self, plan: Plan) -> None:
         """
@@ -259,3 +252,12 @@ class Edges:
     async def _claim(self, plan: Plan, numbers: Sequence[int]) -> None:
         for number in numbers:
             await self._turn.claim(plan.revision, number)
+
+
+def unvouched(shard: str, plan: Plan) -> Warned:
+    """Warn (G0): a process that does not know the flag writes old alone, and the move would never see it."""
+    return Warned(
+        shard,
+        f"nobody vouched that every process which runs knows the flag {plan.flag}; what an older one writes from now "
+        "on is lost to readers of new (apply --aware RELEASE vouches, and logs it)",
+    )

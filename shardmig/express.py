@@ -1,10 +1,11 @@
 """
-The express way of a shard on which nothing stands in the way: turn, plans, structure and flips leave in one flight.
+The express way of a shard on which nothing stands in the way: turn, plans, structure, small moves, flips, in a flight.
 
 A flight of several transactions: each one commits what it did together with its record, in the order and under the
 fences of the careful way (`runner`), and the first that is refused leaves the rest unrun. Whatever it is that refuses
-(a lock that is not there at once, the proof, a statement, a lost connection), the careful way then goes on from what is
-recorded: it looks at each step, waits, proves in full and says why. So nothing here tries again, and nothing explains.
+(a lock that is not there at once, somebody to be waited for, the proof, a check, a statement, a lost connection), the
+careful way then goes on from what is recorded: it looks at each step, waits, proves in full and says why. So nothing
+here tries again, and nothing explains.
 
 It is for shards behind a canary, which has proved the same statements in full (`catalog.additive`). Here a locked table
 is proved by what any loss would leave behind: another file, or an old column's row written anew.
@@ -13,15 +14,19 @@ is proved by what any loss would leave behind: another file, or an old column's 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
+from shardmig import handful
+from shardmig.edges import unvouched
 from shardmig.errors import ShardUnreachable
-from shardmig.events import FlagSwitched, StepDone, StepStarted, Waiting
+from shardmig.events import BatchDone, FlagSwitched, StepDone, StepStarted, Waiting
 from shardmig.ledger import os_user
-from shardmig.plan import Switch, quote_name
+from shardmig.plan import quote_name
+from shardmig.quiet import proof
 from shardmig.records import flags_of, flags_query
 from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
@@ -30,37 +35,19 @@ from shardmig.structure import recorded
 from shardmig.turn import Turn, begin_migration, finish_migration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from shardmig.config import SessionSettings
-    from shardmig.events import Listener
+    from shardmig.events import Event, Listener
     from shardmig.plan import Plan
+    from shardmig.quiet import Quiet
     from shardmig.records import FlagRow, Records
     from shardmig.session import Result, Session
     from shardmig.todo import Todo
 
-__all__ = ["Arrival", "QuietTable", "fits", "proof", "questions", "quiet_tables", "travel"]
-
+__all__ = ["Arrival", "Express", "fits"]
 
 # Nothing that only adds takes this long; what does (a type edited by hand makes it a rewrite) makes nobody wait longer.
 _STATEMENT_MS = 1000
-
-
-class QuietTable(NamedTuple):
-    """
-    An ordinary table that no old transaction holds.
-
-    Attributes:
-        address: its name as regclass reads it.
-        oid: which it is.
-        columns: how many it has had so far, dropped ones included.
-        file: where its rows are; a rewrite changes that.
-    """
-
-    address: str
-    oid: int
-    columns: int
-    file: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +68,28 @@ class Arrival:
     taken: tuple[str, ...]
 
 
+@dataclass(slots=True)
+class _Part:
+    """
+    One transaction of a flight.
+
+    Attributes:
+        queries: without BEGIN and COMMIT.
+        steps: what it does, as revision and number.
+        switched: what it does to flags.
+    """
+
+    queries: list[Query] = field(default_factory=list)
+    steps: list[tuple[str, int]] = field(default_factory=list)
+    switched: list[Event] = field(default_factory=list)
+    begin: str = "BEGIN"
+    end: str = "COMMIT"
+
+    def written(self) -> list[Query]:
+        """Write it all."""
+        return [Query(self.begin), *self.queries, Query(self.end)] if self.queries else []
+
+
 def fits(todo: Sequence[Todo], records: Records) -> bool:
     """Say whether plans may go the express way: the shard serves, nothing is begun, all of it fits transactions."""
     return not records.maintenance and all(
@@ -88,205 +97,175 @@ def fits(todo: Sequence[Todo], records: Records) -> bool:
     )
 
 
-def questions(todo: Sequence[Todo], settings: SessionSettings) -> list[Query]:
-    """Ask whether the tables to be locked are quiet, as part of another flight."""
-    names = _locked(todo)
-    return [Query(_QUIET, [names, settings.old_holder_ms])] if names else []
-
-
-def quiet_tables(todo: Sequence[Todo], answers: Sequence[Result]) -> dict[str, QuietTable] | None:
-    """Read what `questions` asked: tables by address; None when one of them is not quiet, or no ordinary table."""
-    tables = {row[0]: QuietTable(*row) for answer in answers for row in answer.rows}
-    return tables if len(tables) == len(_locked(todo)) else None
-
-
-async def travel(
-    session: Session,
-    todo: Sequence[Todo],
-    records: Records,
-    tables: Mapping[str, QuietTable],
-    *,
-    positions: Mapping[str, int],
-    reason: str | None,
-    listener: Listener | None,
-) -> Arrival | None:
+@dataclass(slots=True)
+class Express:
     """
-    Take the turn and do what needs no waiting, in one flight.
+    One journey of one shard.
 
-    Args:
+    Attributes:
         session: on the shard, holding its runner lock.
         todo: what `fits`.
         records: just read.
-        tables: every table that is locked, just found quiet.
+        quiet: just found so.
         positions: of the revisions in the history.
-        reason: for the log.
+        reason: for the log of what is switched.
+        vouched: an operator vouches that every process which runs knows the flags.
         listener: told what was done.
-
-    Returns:
-        None when something was refused; what committed before that is recorded, and the careful way goes on.
-
-    Raises:
-        InDoubt: the connection broke, and the server does not come back.
     """
-    started = time.monotonic()
-    turn = Turn(session, records.term + 1)
-    last = all(not item.plan.has_move for item in todo)
-    beginning = [
-        query
-        for item in todo
-        for query in begin_migration(turn.shard, item.plan, position=positions[item.plan.revision], term=turn.term)
-    ]
-    flight = [
-        *_transactions(
-            turn, [turn.taking(ends=last), turn.hold(), *beginning], todo, tables, _ending(turn, todo, reason)
-        ),
-        *([] if last else [flags_query(records.shard)]),
-    ]
-    _tell_start(listener, turn.shard, todo)
-    try:
-        results = await session.flight(flight)
-    except pg.Error as error:
-        if session.connection.broken or is_connection_lost(error):
-            if listener:
-                listener(Waiting(records.shard, "the connection was lost"))
-            await _come_back(session, error)
-        else:
-            await session.roll_back()
-        return None
-    _tell_end(listener, turn.shard, todo, time.monotonic() - started)
-    left = tuple(replace(item, statements=()) for item in todo if item.plan.has_move)
-    return Arrival(turn, {} if last else flags_of(results[-1]), left, tuple(_taken(todo)))
 
+    session: Session
+    todo: Sequence[Todo]
+    records: Records
+    quiet: Quiet
+    positions: Mapping[str, int]
+    reason: str | None
+    vouched: bool
+    listener: Listener | None
+    _turn: Turn = field(init=False)
+    _moved: dict[tuple[str, int], Query] = field(init=False, default_factory=dict)
 
-def _transactions(
-    turn: Turn, beginning: list[Query], todo: Sequence[Todo], tables: Mapping[str, QuietTable], ending: list[Query]
-) -> Iterator[Query]:
-    """
-    Line up what commits together.
+    def __post_init__(self) -> None:
+        """Name the turn that is to be taken."""
+        self._turn = Turn(self.session, self.records.term + 1)
 
-    Statements that lock nothing that exists go with what is before them or after them, each of the others alone.
-    """
-    free = beginning
-    for item in todo:
-        for number in item.statements:
-            done = recorded(turn, item.accepted, number)
-            if number not in item.accepted.locks:
-                free += done
+    async def travel(self) -> Arrival | None:
+        """
+        Take the turn and do what needs no waiting, in one flight.
+
+        Returns:
+            None when something was refused; what committed before that is recorded, and the careful way goes on.
+
+        Raises:
+            InDoubt: the connection broke, and the server does not come back.
+        """
+        shard, left = self._turn.shard, tuple(replace(item, statements=()) for item in self.todo if self._is_left(item))
+        parts = list(self._parts(ends=not left))
+        written = [part.written() for part in parts]
+        flight = [query for queries in written for query in queries] + ([flags_query(shard)] if left else [])
+        self._tell(StepStarted(shard, *step, self._kind(step)) for part in parts for step in part.steps)
+        started = time.monotonic()
+        try:
+            results = await self.session.flight(flight)
+        except pg.Error as error:
+            if self.session.connection.broken or is_connection_lost(error):
+                self._tell([Waiting(shard, "the connection was lost")])
+                await self._come_back(error)
+            else:
+                committed = takewhile(
+                    lambda queries: all(query is not self.session.failed for query in queries), written
+                )
+                await self.session.roll_back()
+                self._tell(event for part, _ in zip(parts, committed, strict=False) for event in part.switched)
+            return None
+        seconds, answers = time.monotonic() - started, dict(zip(map(id, flight), results, strict=True))
+        self._tell(event for part in parts for event in self._done(part, answers, seconds))
+        taken = tuple(item.plan.flag for item in self.todo if item.target is State.LIVE and not self._is_left(item))
+        return Arrival(self._turn, flags_of(results[-1]) if left else {}, left, taken)
+
+    def _is_left(self, item: Todo) -> bool:
+        """Say whether a plan's drain, and its rows, are left to the careful way."""
+        walks = item.plan.has_move and (item.target is not None or item.moves_only)
+        return walks and item.plan.revision not in self.quiet.handfuls
+
+    async def _come_back(self, lost: Exception) -> None:
+        """Reconnect; where that fails, nobody knows how far the flight came."""
+        try:
+            await self.session.reconnect()
+        except ShardUnreachable as gone:
+            raise in_doubt(gone, self.session.shard.name) from lost
+
+    # ----------------------------------------------------------------------------------------------------------------
+    # What commits together
+
+    def _parts(self, *, ends: bool) -> Iterator[_Part]:
+        """
+        Line up transactions: the structure of all plans, then each flag's way.
+
+        Statements that lock nothing that exists go with what is before them or after them, each of the others alone.
+        """
+        turn = self._turn
+        part = _Part([turn.taking(ends=ends), turn.hold()])
+        for item in self.todo:
+            position = self.positions[item.plan.revision]
+            part.queries += begin_migration(turn.shard, item.plan, position=position, term=turn.term)
+        for item in self.todo:
+            for number in item.statements:
+                step = item.plan.revision, number
+                if number in item.accepted.locks:
+                    yield part
+                    yield _Part(self._under_lock(item, number), [step])
+                    part = _Part()
+                else:
+                    part.queries += recorded(turn, item.accepted, number)
+                    part.steps.append(step)
+        yield from self._ways(part)
+
+    def _under_lock(self, item: Todo, number: int) -> list[Query]:
+        record, *statements = recorded(self._turn, item.accepted, number)
+        limits = {"lock_timeout": self.session.settings.lock_timeout_ms[0], "statement_timeout": _STATEMENT_MS}
+        limited = ", ".join([record.sql, *(f"set_config('{name}', '{ms}ms', true)" for name, ms in limits.items())])
+        proofs = [proof(self.quiet.tables[quote_name(name)]) for name in item.accepted.locked(number)]
+        return [Query(limited, record.params), *statements, *proofs]
+
+    def _ways(self, part: _Part) -> Iterator[_Part]:
+        """Take flags where they shall be, those of plans that move nothing together; `part` goes before them."""
+        for item in self.todo:
+            plan = item.plan
+            if self._is_left(item):
                 continue
-            yield from _transaction(free)
-            free = []
-            proofs = [proof(tables[address]) for address in map(quote_name, item.accepted.locked(number))]
-            record, *statements = done
-            limits = {"lock_timeout": turn.session.settings.lock_timeout_ms[0], "statement_timeout": _STATEMENT_MS}
-            limited = ", ".join([record.sql, *(f"set_config('{name}', '{ms}ms', true)" for name, ms in limits.items())])
-            yield from _transaction([Query(limited, record.params), *statements, *proofs])
-    yield from _transaction([*free, *ending])
+            if item.target is None:
+                part.queries.append(finish_migration(self._turn.shard, plan.revision))
+            elif plan.has_move:
+                yield from self._way_of_a_handful(part, plan)
+                part = _Part()
+            else:
+                self._switch(part, plan, State.OLD, State.LIVE)
+        yield part
 
+    def _way_of_a_handful(self, part: _Part, plan: Plan) -> Iterator[_Part]:
+        if tried := handful.tried(self._turn, plan):
+            yield part
+            yield _Part(tried, begin="BEGIN ISOLATION LEVEL REPEATABLE READ", end="ROLLBACK")
+            part = _Part()
+        if not self.vouched:
+            part.switched.append(unvouched(self._turn.shard, plan))
+        self._switch(part, plan, State.OLD, State.DUAL)
+        yield part
+        part = _Part([self._hold()])
+        moved = handful.moved(self._turn, plan, rows_max=self.quiet.rows_max)
+        part.queries += moved.queries
+        for number, record in moved.records.items():
+            part.steps.append((plan.revision, number))
+            self._moved[plan.revision, number] = record
+        self._switch(part, plan, State.DUAL, State.LIVE)
+        yield part
 
-def _transaction(queries: Sequence[Query]) -> Iterator[Query]:
-    if queries:
-        yield Query("BEGIN")
-        yield from queries
-        yield Query("COMMIT")
+    def _switch(self, part: _Part, plan: Plan, source: State, target: State) -> None:
+        part.queries += [self._hold(), *handful.edge(self._turn, plan, source, target)]
+        part.switched.append(FlagSwitched(self._turn.shard, plan.flag, source, target))
 
+    def _hold(self) -> Query:
+        """Hold the turn, and say for the log who switches and why."""
+        hold = self._turn.hold()
+        said = "set_config('shardmig.reason', $3, true), set_config('shardmig.os_user', $4, true)"
+        return Query(f"{hold.sql}, {said}", [*hold.params, self.reason or "", os_user()])
 
-def _ending(turn: Turn, todo: Sequence[Todo], reason: str | None) -> list[Query]:
-    """Take the flags of plans that move nothing where they shall be; the others have a way to go."""
-    queries = []
-    for item in todo:
-        if item.plan.has_move:
-            continue
-        if item.target is State.LIVE:
-            queries += [
-                Query(_TAKE_EDGE, (turn.shard, item.plan.flag, int(State.LIVE))),
-                turn.record_switches(item.plan.revision, _switches(item.plan)),
-            ]
-        else:
-            queries.append(finish_migration(turn.shard, item.plan.revision))
-    hold = turn.hold()
-    said = "set_config('shardmig.reason', $3, true), set_config('shardmig.os_user', $4, true)"
-    return [Query(f"{hold.sql}, {said}", [*hold.params, reason or "", os_user()]), *queries] if queries else []
+    # ----------------------------------------------------------------------------------------------------------------
+    # What is told
 
+    def _kind(self, step: tuple[str, int]) -> str:
+        return "move" if step in self._moved else "statement"
 
-def _taken(todo: Sequence[Todo]) -> Iterator[str]:
-    return (item.plan.flag for item in todo if item.target is State.LIVE and not item.plan.has_move)
+    def _done(self, part: _Part, answers: Mapping[int, Result], seconds: float) -> Iterator[Event]:
+        shard = self._turn.shard
+        for step in part.steps:
+            rows = answers[id(self._moved[step])].value if step in self._moved else 0
+            if rows:
+                yield BatchDone(shard, *step, rows, rows, rows, 0.0, None)
+            yield StepDone(shard, *step, seconds)
+        yield from part.switched
 
-
-def _switches(plan: Plan) -> list[int]:
-    return [number for number, step in enumerate(plan.steps, 1) if isinstance(step, Switch) and step.to is State.LIVE]
-
-
-def proof(table: QuietTable) -> Query:
-    """Refuse the transaction if it has taken anything from a table that was quiet before it; behind the change."""
-    return Query(_PROOF, (table.address, table.oid, table.file, table.columns))
-
-
-def _tell_start(listener: Listener | None, shard: str, todo: Sequence[Todo]) -> None:
-    if listener is None:
-        return
-    for item in todo:
-        for number in item.statements:
-            listener(StepStarted(shard, item.plan.revision, number, "statement"))
-
-
-def _tell_end(listener: Listener | None, shard: str, todo: Sequence[Todo], seconds: float) -> None:
-    if listener is None:
-        return
-    for item in todo:
-        for number in item.statements:
-            listener(StepDone(shard, item.plan.revision, number, seconds))
-        if item.target is State.LIVE and not item.plan.has_move:
-            listener(FlagSwitched(shard, item.plan.flag, State.OLD, State.LIVE))
-
-
-async def _come_back(session: Session, lost: Exception) -> None:
-    """Reconnect; where that fails, nobody knows how far the flight came."""
-    try:
-        await session.reconnect()
-    except ShardUnreachable as gone:
-        raise in_doubt(gone, session.shard.name) from lost
-
-
-def _locked(todo: Sequence[Todo]) -> list[str]:
-    return sorted(
-        {
-            quote_name(name)
-            for item in todo
-            for number in item.statements
-            for name in item.accepted.locked(number)
-        }
-    )  # fmt: skip
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# SQL
-
-# Whoever may not be seen, and every prepared transaction, counts as old. An event trigger may do anything to the table.
-_QUIET = """
-SELECT asked.address, c.oid, c.relnatts, c.relfilenode
-FROM unnest($1::text[]) AS asked (address) JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
-WHERE c.relkind = 'r' AND NOT c.relhassubclass
-  AND NOT EXISTS (SELECT FROM pg_event_trigger AS e WHERE e.evtenabled <> 'D')
-  AND NOT EXISTS (
-      SELECT FROM pg_locks AS l LEFT JOIN LATERAL pg_stat_get_activity(coalesce(l.pid, 0)) AS a ON true
-      WHERE l.relation = c.oid AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-        AND coalesce(clock_timestamp() - a.xact_start >= $2::int * interval '1 ms', true))
-"""
-
-# Refused by dividing by zero: no function to call, and whoever reads the error is the careful way, which finds its own
-# words. A column that is dropped, or changes its type, its default or its nullability, is a row of pg_attribute anew.
-_PROOF = """
-SELECT 1 / (
-    EXISTS (SELECT FROM pg_class AS c
-            WHERE c.oid = to_regclass($1::text) AND c.oid = $2::oid AND c.relfilenode = $3::oid)
-    AND NOT EXISTS (SELECT FROM pg_attribute AS a
-                    WHERE a.attrelid = $2::oid AND a.attnum BETWEEN 1 AND $4::int
-                      AND a.xmin = pg_current_xact_id()::xid)
-)::int
-"""
-
-# The flag was begun in the same flight: nobody can have switched it before its structure was there.
-_TAKE_EDGE = """
-SELECT shardmig.take_edge(f.shard, f.flag, 0, $3::int, f.epoch) FROM shardmig.flag AS f
-WHERE f.shard = $1 AND f.flag = $2
-"""
+    def _tell(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if self.listener:
+                self.listener(event)

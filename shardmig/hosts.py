@@ -19,6 +19,9 @@ class Host:
     """
     One server's budget: how many moves at a time, and how many rows a second over all of them.
 
+    Attributes:
+        calm_until_s: until when nobody need look at its load again, by `time.monotonic`.
+
     Args:
         pace: `host_moves` and `host_rows_per_s`; None is no limit.
     """
@@ -26,6 +29,7 @@ class Host:
     def __init__(self, pace: Pace) -> None:
         self._moves_max, self._rows_per_s = pace.host_moves, pace.host_rows_per_s
         self._moving: set[str] = set()
+        self.calm_until_s = 0.0
         self._spent_until_s = 0.0
 
     def admit(self, shard: str) -> str | None:

@@ -26,6 +26,7 @@ __all__ = [
     "bound",
     "either_end",
     "end_of",
+    "extent",
     "last_key",
     "range_params",
     "table",
@@ -65,6 +66,15 @@ def last_key(move: Move, *, offset: int = 0) -> Query:
     descending = _columns(move.key, " DESC")
     sql = f"SELECT {_columns(move.key, '::text')} FROM {table(move.table)} AS walked ORDER BY {descending}"
     return Query(f"{sql} OFFSET $1 LIMIT 1", [offset])
+
+
+def extent(move: Move, rows_max: int) -> str:
+    """Write a SELECT of one row: `rows` of the source, counted up to `rows_max`, and the `last` key as text[]."""
+    walked, descending = f"FROM {table(move.table)} AS walked", _columns(move.key, " DESC")
+    return (
+        f"SELECT (SELECT count(*) FROM (SELECT {walked} LIMIT {rows_max}) AS counted) AS rows, "
+        f"(SELECT ARRAY[{_columns(move.key, '::text')}] {walked} ORDER BY {descending} LIMIT 1) AS last"
+    )
 
 
 def batch_end(move: Move, after: Key | None, upto: Key | None, rows_max: int) -> Query:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
-from shardmig import catalog, express, ledger, maintenance, switching
+from shardmig import catalog, express, ledger, maintenance, quiet, switching
 from shardmig.closure import Closure, although_cancelled
 from shardmig.edges import Edges
 from shardmig.errors import (
@@ -31,6 +31,7 @@ from shardmig.errors import (
     SwitchRefused,
 )
 from shardmig.events import Warned
+from shardmig.express import Express
 from shardmig.preflight import preflight
 from shardmig.records import flags_of, flags_query, last_states, read_records
 from shardmig.session import Query, is_connection_lost
@@ -307,23 +308,18 @@ class Run:
             Whether it was tried, so that steps may be done; and where it has led to, if nothing was refused.
         """
         hurries = self.follows_canary and express.fits(todo, records) and not self.stop.is_set()
-        along = express.questions(todo, self.session.settings) if hurries else []
+        along = quiet.questions(self.session, todo, self.config, self.host) if hurries else []
         ready = await preflight(self.session, *(item.accepted for item in todo), along=along)
         for warning in ready.warnings:
             if self.listener:
                 self.listener(Warned(records.shard, warning))
-        tables = express.quiet_tables(todo, ready.answers) if hurries else None
-        if tables is None:
+        found = quiet.read(todo, self.config, self.host, ready.answers) if hurries else None
+        if found is None:
             return False, None
-        return True, await express.travel(
-            self.session,
-            todo,
-            records,
-            tables,
-            positions=self._positions(),
-            reason=self.reason,
-            listener=self.listener,
+        journey = Express(
+            self.session, todo, records, found, self._positions(), self.reason, self._vouched, self.listener
         )
+        return True, await journey.travel()
 
     @asynccontextmanager
     async def _proved(self, todo: Sequence[Todo]) -> AsyncIterator[None]:

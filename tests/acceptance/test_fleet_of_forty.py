@@ -142,7 +142,8 @@ async def test_a_sick_shard_hides_nobody_and_one_apply_finishes_exactly_what_is_
 
         assert (await again.apply()).done
 
-        assert worked_on == {forty[number].name for number in SICK}
+        # What was in doubt had happened, all of it: one flight holds the whole of a small migration.
+        assert worked_on == {forty[number].name for number in SICK if number != CUT}
         assert before == {shard.name: picture(shard) for shard in healthy}
         for shard in forty:
             assert [(State.LIVE, 0)] == run(

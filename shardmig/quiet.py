@@ -1,0 +1,181 @@
+"""
+Whether a shard is quiet enough for the express way: asked along with the preflight, and judged here.
+
+Every table to be locked is held by no old transaction; where rows are to be moved, they are a handful, and nothing
+makes the move rest. What changes between this look and the flight is found by the flight itself, but for the server's
+load: it is looked at once a second, for all its shards, and a handful of rows is what a move writes between two looks.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from shardmig.flight import set_settings
+from shardmig.load import load_of, load_query
+from shardmig.pace import Brakes
+from shardmig.plan import quote_name
+from shardmig.rest import arranged
+from shardmig.session import Query
+from shardmig.states import State
+from shardmig.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from shardmig.config import Config, Pace
+    from shardmig.hosts import Host
+    from shardmig.pace import Load
+    from shardmig.plan import Move
+    from shardmig.session import Result, Session
+    from shardmig.todo import Todo
+
+__all__ = ["Quiet", "QuietTable", "proof", "questions", "read"]
+
+_LOOK_S = 1.0  # between two looks at a server, as in a move
+_PAGES = 64  # of a table with a handful of rows, dead ones included: read from end to end several times
+
+
+class QuietTable(NamedTuple):
+    """
+    An ordinary table that no old transaction holds.
+
+    Attributes:
+        address: its name as regclass reads it.
+        oid: which it is.
+        columns: how many it has had so far, dropped ones included.
+        file: where its rows are; a rewrite changes that.
+    """
+
+    address: str
+    oid: int
+    columns: int
+    file: int
+
+
+class Quiet(NamedTuple):
+    """
+    What was found.
+
+    Attributes:
+        tables: those to be locked, by address.
+        handfuls: revisions whose moves may travel with the flight.
+        rows_max: rows of a handful.
+    """
+
+    tables: Mapping[str, QuietTable]
+    handfuls: frozenset[str]
+    rows_max: int
+
+
+def questions(session: Session, todo: Sequence[Todo], config: Config, host: Host | None) -> list[Query]:
+    """Ask, as the last part of another flight."""
+    moves, owner = _moves(todo, config), session.settings.owner
+    names = sorted({*_locked(todo), *(quote_name(move.table) for move in moves)})
+    tables = [Query(_TABLES, [names, session.settings.old_holder_ms, _PAGES, config.pace.batch_rows])] if names else []
+    if not moves or _is_calm(config.pace, host):
+        return tables
+    return [*tables, *([set_settings({"role": "none"})] if owner else []), load_query(moves)]
+
+
+def read(todo: Sequence[Todo], config: Config, host: Host | None, answers: Sequence[Result]) -> Quiet | None:
+    """Read what `questions` asked; None when a table to be locked is not quiet, or no ordinary table."""
+    moves = _moves(todo, config)
+    rows = answers[0].rows if answers else []
+    tables = {name: QuietTable(name, *address) for name, *address, quiet, _ in rows if quiet}
+    if not tables.keys() >= set(_locked(todo)):
+        return None
+    small = {name for name, *_, is_small in rows if is_small}
+    rests = bool(moves) and not _is_calm(config.pace, host) and _rests(config.pace, host, load_of(answers[-1]))
+    handfuls = frozenset(
+        item.plan.revision
+        for item in _walking(todo, config)
+        if not item.plan.moves or (not rests and all(quote_name(move.table) in small for _, move in item.plan.moves))
+    )
+    return Quiet(tables, handfuls, config.pace.batch_rows)
+
+
+def _is_calm(pace: Pace, host: Host | None) -> bool:
+    """Say whether the server was just looked at for another shard; the window is told by its clock, each time."""
+    return pace.window is None and host is not None and host.calm_until_s > time.monotonic()
+
+
+def _rests(pace: Pace, host: Host | None, load: Load) -> bool:
+    """Say whether a move would have to rest now."""
+    window = Window.parse(pace.window) if pace.window is not None else None
+    if arranged(window, None, "", load.at_s) is not None or Brakes(pace).judge(load) is not None:
+        return True
+    if host is not None:
+        host.calm_until_s = time.monotonic() + _LOOK_S
+    return False
+
+
+def _locked(todo: Sequence[Todo]) -> list[str]:
+    return sorted(
+        {
+            quote_name(name)
+            for item in todo
+            for number in item.statements
+            for name in item.accepted.locked(number)
+        }
+    )  # fmt: skip
+
+
+def _walking(todo: Sequence[Todo], config: Config) -> list[Todo]:
+    """
+    List the plans that may go all the way to LIVE through DUAL.
+
+    Limits that moves share with others, or that make them rest after a batch, are kept by the careful way.
+    """
+    pace, heavy_rows = config.pace, config.maintenance.heavy_rows
+    limited = any(limit is not None for limit in (pace.max_rows_per_s, pace.host_rows_per_s, pace.host_moves))
+    if limited or (heavy_rows is not None and heavy_rows < pace.batch_rows):
+        return []
+    return [
+        item
+        for item in todo
+        if item.plan.has_move and item.target is State.LIVE and not any(move.seed for _, move in item.plan.moves)
+    ]
+
+
+def _moves(todo: Sequence[Todo], config: Config) -> list[Move]:
+    return [move for item in _walking(todo, config) for _, move in item.plan.moves]
+
+
+def proof(table: QuietTable) -> Query:
+    """Refuse the transaction if it has taken anything from a table that was quiet before it; behind the change."""
+    return Query(_PROOF, (table.address, table.oid, table.file, table.columns))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# SQL
+
+# Quiet: whoever may not be seen, and every prepared transaction, counts as old; an event trigger may do anything to the
+# table. Small: by statistics, where there are any; a table that is not there yet is as the flight makes it.
+_TABLES = """
+SELECT asked.address, c.oid, c.relnatts, c.relfilenode,
+       c.relkind = 'r' AND NOT c.relhassubclass
+       AND NOT EXISTS (SELECT FROM pg_event_trigger AS e WHERE e.evtenabled <> 'D')
+       AND NOT EXISTS (
+           SELECT FROM pg_lock_status() AS l LEFT JOIN LATERAL pg_stat_get_activity(coalesce(l.pid, 0)) AS a ON true
+           WHERE l.relation = c.oid AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+             AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+             AND coalesce(clock_timestamp() - a.xact_start >= $2::int * interval '1 ms', true)),
+       c.oid IS NULL OR c.relkind = 'r' AND NOT c.relhassubclass
+       AND pg_relation_size(c.oid) <= $3::bigint * current_setting('block_size')::int
+       AND (c.relpages = 0 OR c.reltuples < 0
+            OR c.reltuples / c.relpages * pg_relation_size(c.oid) / current_setting('block_size')::int <= $4::int)
+FROM unnest($1::text[]) AS asked (address) LEFT JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+"""
+
+# Refused by dividing by zero: no function to call, and whoever reads the error is the careful way, which finds its own
+# words. A column that is dropped, or changes its type, its default or its nullability, is a row of pg_attribute anew.
+_PROOF = """
+SELECT 1 / (
+    EXISTS (SELECT FROM pg_class AS c
+            WHERE c.oid = to_regclass($1::text) AND c.oid = $2::oid AND c.relfilenode = $3::oid)
+    AND NOT EXISTS (SELECT FROM pg_attribute AS a
+                    WHERE a.attrelid = $2::oid AND a.attnum BETWEEN 1 AND $4::int
+                      AND a.xmin = pg_current_xact_id()::xid)
+)::int
+"""
