@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shardmig.session import Session
 
 __all__ = [
+    "RANGE_ROWS",
     "SHOWN",
     "Direction",
     "Disagreement",
@@ -37,7 +38,7 @@ __all__ = [
 
 Direction = Literal["forward", "back"]
 
-_RANGE_ROWS = 10_000  # one range is one short snapshot
+RANGE_ROWS = 10_000  # one range is one short snapshot
 _SAMPLED = 0.02  # share of a move's time that goes into comparing what was just moved
 SHOWN = 20  # keys in a message
 
@@ -121,15 +122,20 @@ class Samples:
 
     def __init__(self, now_s: float) -> None:
         self._began_s = now_s
-        self._spent_s = 0.0
+        self._spent_s, self._rows = 0.0, 0
 
     def due(self, now_s: float) -> bool:
         """Say whether the next sample keeps to its share."""
         return self._spent_s <= _SAMPLED * (now_s - self._began_s)
 
-    def took(self, seconds: float) -> None:
+    def took(self, seconds: float, rows: int) -> None:
         """Note what a sample took."""
         self._spent_s += seconds
+        self._rows += rows
+
+    def seconds_for(self, rows: int) -> float:
+        """Return what comparing so many rows takes, by what samples took: rather too long, for they are small."""
+        return rows * self._spent_s / max(self._rows, 1)
 
 
 class Milestones:
@@ -140,7 +146,7 @@ class Milestones:
     """
 
     def __init__(self) -> None:
-        self._next: dict[tuple[str, ...], Key] = {}
+        self._next: dict[tuple[str, ...], tuple[Key, int]] = {}
         self._last: tuple[str, ...] = ()
         self._rows = 0
 
@@ -149,12 +155,12 @@ class Milestones:
         if not self._next and not self._rows:
             self._last = tuple(after or ())
         self._rows += rows
-        if self._rows >= _RANGE_ROWS:
-            self._next[self._last] = upto
+        if self._rows >= RANGE_ROWS:
+            self._next[self._last] = upto, self._rows
             self._last, self._rows = tuple(upto), 0
 
-    def after(self, key: Key | None) -> Key | None:
-        """Return the milestone after this one; None when there is none, or when this is none."""
+    def after(self, key: Key | None) -> tuple[Key, int] | None:
+        """Return the milestone after this one, and the rows up to it; None when there is none, or when this is none."""
         return self._next.get(tuple(key or ()))
 
 
@@ -188,7 +194,7 @@ async def next_range(
 ) -> Key | None:
     """Find where the next range to compare ends; None when the rest, up to `last`, is one range."""
     both = direction == "forward" and move.orphans is not None
-    found = (await session.flight([either_end(move, after, last, rows_max=_RANGE_ROWS, target=both)]))[0]
+    found = (await session.flight([either_end(move, after, last, rows_max=RANGE_ROWS, target=both)]))[0]
     return [str(part) for part in found.rows[0]] if found.rows else None
 
 

@@ -7,16 +7,18 @@ Nothing is written, and no lock outlives the flight of the sample. Sequences tha
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg import errors as pg
 
+from shardmig.checks import RANGE_ROWS
 from shardmig.keyset import bound, table
 from shardmig.pgerrors import first_line
 from shardmig.plan import BATCH, quote
 from shardmig.preflight import preflight
-from shardmig.progress import duration
+from shardmig.progress import duration, moved_of
 from shardmig.rehearsal import rolled_back
 from shardmig.sampling import sample_ranges
 from shardmig.session import Query
@@ -28,13 +30,15 @@ if TYPE_CHECKING:
     from shardmig.config import Pace
     from shardmig.keyset import Range
     from shardmig.plan import Move
-    from shardmig.records import Records
+    from shardmig.records import Records, StepRow
     from shardmig.session import Session
     from shardmig.todo import Todo
 
 __all__ = ["Estimate", "Forecast", "estimate", "forecasts", "rows_by_statistics"]
 
 _OVERHEAD_S = 0.0015  # of a batch, beside its statement: fence, COMMIT, round trip
+_CHECKED = 0.2  # of a move's time goes into its check, where that cannot be tried
+_EXPLAIN = "EXPLAIN (ANALYZE, WAL, TIMING OFF, FORMAT JSON)"
 _MB = 1 << 20
 _NOT_THERE = (pg.UndefinedTable, pg.UndefinedColumn)
 
@@ -47,9 +51,10 @@ class Estimate:
     Attributes:
         rows: rows to move: counted when there are few, else by statistics.
         batches: transactions.
-        seconds: for moving them; the check comes on top, at about a fifth.
+        seconds: for moving and comparing them.
         wal_bytes: write-ahead log of the rows themselves.
         note: why this is rougher than usual, or not known; empty as a rule.
+        check_s: how many of the seconds are for comparing.
     """
 
     rows: int | None
@@ -57,11 +62,12 @@ class Estimate:
     seconds: float | None = None
     wal_bytes: int | None = None
     note: str = ""
+    check_s: float = 0.0
 
     def __str__(self) -> str:
         """Say what is known in one line."""
         if self.rows == 0:
-            return "no rows to move"
+            return f"all rows moved, {duration(self.check_s)} of comparing left" if self.check_s else "no rows to move"
         known = [
             None if self.rows is None else f"about {self.rows:,} rows",
             None if self.batches is None else f"{self.batches:,} batches",
@@ -101,7 +107,7 @@ async def forecasts(session: Session, pace: Pace, todo: Sequence[Todo], records:
     for revision, number, move in left:
         guess = await _guess(session, move, pace)
         step = records.steps.get((revision, number))
-        found.append(Forecast(revision, number, move.table, _less(guess, step.rows if step else 0)))
+        found.append(Forecast(revision, number, move.table, _less(guess, step)))
     return tuple(found)
 
 
@@ -125,18 +131,21 @@ async def _guess(session: Session, move: Move, pace: Pace) -> Estimate:
         return Estimate(None, note=f"a sample of it failed: {first_line(error)}")
 
 
-def _less(guess: Estimate, moved: int) -> Estimate:
-    """Take off what was moved before."""
-    if not moved or not guess.rows:
+def _less(guess: Estimate, step: StepRow | None) -> Estimate:
+    """Take off what was moved before, and what was compared behind the last batch."""
+    if step is None or not step.rows or not guess.rows:
         return guess
-    left = max(guess.rows - moved, 0)
+    moved = moved_of(step)
+    left = 0 if moved.compared is not None else max(guess.rows - moved.rows, 0)
     share = left / guess.rows
+    check_s = guess.check_s * (1 - min((moved.compared or 0) / moved.rows, 1))
     return replace(
         guess,
         rows=left,
         batches=None if guess.batches is None else round(guess.batches * share),
-        seconds=None if guess.seconds is None else guess.seconds * share,
+        seconds=None if guess.seconds is None else (guess.seconds - guess.check_s) * share + check_s,
         wal_bytes=None if guess.wal_bytes is None else round(guess.wal_bytes * share),
+        check_s=check_s,
     )
 
 
@@ -158,17 +167,18 @@ async def estimate(session: Session, move: Move, pace: Pace) -> Estimate:
         return Estimate(0, 0, 0.0, 0)
     rows, note = await _rows(session, move, ranges[0])
     try:
-        each_ms, wal = await _sampled(session, move, move.forward, ranges[0])
+        each_ms, wal, check_ms = await _sampled(session, move, move.forward, ranges[0])
     except _NOT_THERE:
         await session.roll_back()
-        each_ms, wal = await _sampled(session, move, _touching(move), ranges[0])
+        each_ms, wal, check_ms = await _sampled(session, move, _touching(move), ranges[0])
         note = "; ".join(filter(None, [note, "roughly, for what it fills is not there yet"]))
     batch_rows = min(max(pace.batch_target_ms / each_ms, pace.batch_rows_min), pace.batch_rows_max)
     batches = max(1, round(rows / batch_rows))
     seconds = rows * each_ms / 1000 + batches * _OVERHEAD_S
     for limit in (pace.max_rows_per_s, pace.host_rows_per_s):
         seconds = max(seconds, rows / limit if limit else 0)
-    return Estimate(rows, batches, seconds, round(wal * rows), note)
+    check_s = rows * check_ms / 1000 + math.ceil(rows / RANGE_ROWS) * _OVERHEAD_S
+    return Estimate(rows, batches, seconds + check_s, round(wal * rows), note, check_s)
 
 
 async def _rows(session: Session, move: Move, first: Range) -> tuple[int, str]:
@@ -185,14 +195,17 @@ async def _rows(session: Session, move: Move, first: Range) -> tuple[int, str]:
     return int(_plan(planned.value)["Plan"]["Plan Rows"]), f"{move.table} was never analyzed, so its rows are a guess"
 
 
-async def _sampled(session: Session, move: Move, sql: str, rows: Range) -> tuple[float, float]:
-    """Try a statement on a range; return milliseconds and bytes of WAL a row."""
+async def _sampled(session: Session, move: Move, sql: str, rows: Range) -> tuple[float, float, float]:
+    """Try a statement on a range, then the check; return a row's ms, its bytes of WAL, and the ms of its check."""
     named = quote(move.alias or "walked")
-    explained = bound(f"EXPLAIN (ANALYZE, WAL, TIMING OFF, FORMAT JSON) {sql}", move, *rows)
     counted = bound(f"SELECT count(*) FROM {table(move.table)} AS {named} WHERE {BATCH}", move, *rows)
-    tried, count = await rolled_back(session, [explained, counted])
+    texts = [(move.check, False), (move.orphans, True)] if sql == move.forward else []
+    compared = [bound(f"{_EXPLAIN} {text}", move, *rows, target=side) for text, side in texts if text is not None]
+    tried, *looked, count = await rolled_back(session, [bound(f"{_EXPLAIN} {sql}", move, *rows), *compared, counted])
     plan, sampled = _plan(tried.value), max(count.value, 1)
-    return max(plan["Execution Time"] / sampled, 1e-4), plan["Plan"].get("WAL Bytes", 0) / sampled
+    each_ms = max(plan["Execution Time"] / sampled, 1e-4)
+    check_ms = sum(_plan(each.value)["Execution Time"] for each in looked) / sampled
+    return each_ms, plan["Plan"].get("WAL Bytes", 0) / sampled, check_ms if texts else each_ms * _CHECKED
 
 
 def _touching(move: Move) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "Listener",
     "OutcomeReached",
     "Parked",
+    "RangeCompared",
     "StepDone",
     "StepStarted",
     "TookOver",
@@ -108,12 +109,30 @@ class BatchDone(_InStep):
         rows_done: rows of this move so far, earlier runs included.
         rows_estimated: rows that this move will have; None when unknown.
         rows_per_s: lately.
-        eta_s: seconds left at this speed; None when unknown.
+        eta_s: seconds left at this speed, the check included; None when unknown.
     """
 
     rows: int
     rows_done: int
     rows_estimated: int | None
+    rows_per_s: float
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RangeCompared(_InStep):
+    """
+    Rows of a range were compared behind the last batch; those that disagreed are mended.
+
+    Attributes:
+        rows_done: rows compared so far, about.
+        rows_moved: rows of the move.
+        rows_per_s: compared lately; 0 before the second range.
+        eta_s: seconds left at this speed; None when unknown.
+    """
+
+    rows_done: int
+    rows_moved: int
     rows_per_s: float
     eta_s: float | None
 
@@ -220,6 +239,7 @@ Event = (
     | StepDone
     | BatchDone
     | BatchFailed
+    | RangeCompared
     | Waiting
     | FlagSwitched
     | Draining

@@ -21,10 +21,10 @@ from shardmig import checks
 from shardmig.checks import Milestones, Samples
 from shardmig.errors import CheckFailed, Fenced, PreflightFailed, StepFailed
 from shardmig.estimates import rows_by_statistics
-from shardmig.events import BatchDone, BatchFailed
+from shardmig.events import BatchDone, BatchFailed, RangeCompared
 from shardmig.keyset import BY_INDEX, batch_end, bound, either_end, end_of, last_key
 from shardmig.ledger import translated
-from shardmig.pace import Servo, Speed
+from shardmig.pace import Headway, Servo, Speed
 from shardmig.patience import Interrupted, Patience
 from shardmig.rehearsal import Piece, located
 from shardmig.rest import Rest
@@ -98,6 +98,7 @@ class MoveRun:
     _bounded_at: datetime | None = field(init=False, default=None)
     _milestones: Milestones = field(init=False, default_factory=Milestones)
     _compared: Key | None = field(init=False, default=None)
+    _compared_rows: int = field(init=False, default=0)  # about
     _piece: Piece | None = field(init=False, default=None)  # what is being worked on, for messages
     _recorded_at: float = field(init=False, default=0.0)
     _samples: Samples = field(init=False)
@@ -133,10 +134,11 @@ class MoveRun:
             await self._patience.do(self._begin)
             while self._row.cursor != self._row.upto:
                 self._pass_on()
-                await self._rest.mind(rows_per_s=self._speed.rows_per_s)
+                await self._rest.mind(self._moving)
                 await self._work(self._next_batch)
+            self._speed = Speed()  # of the check, from here on
             while True:
-                await self._rest.mind(rows_per_s=None, load=False)
+                await self._rest.mind(self._comparing, load=False)
                 if await self._work(self._check_next):
                     return True
                 self._pass_on()
@@ -173,6 +175,19 @@ class MoveRun:
                 self.listener(BatchFailed(*at, piece.after, piece.upto, piece.rows, piece.culprit, reason))
             raise failure from cause
 
+    @property
+    def _moving(self) -> Headway:
+        speed, rows = self._speed, self._row.rows_estimated
+        left_s = speed.eta_s(self._row.rows, rows)
+        if left_s is not None:
+            left_s += self._samples.seconds_for(rows or 0)
+        return Headway(speed.rows_per_s, left_s, 0)
+
+    @property
+    def _comparing(self) -> Headway:
+        speed, rows = self._speed, self._compared_rows
+        return Headway(speed.rows_per_s, speed.eta_s(rows, self._row.rows), rows)
+
     def _pass_on(self) -> None:
         if self.stop.is_set():
             raise Interrupted
@@ -197,7 +212,8 @@ class MoveRun:
             raise Fenced("the flag was switched while rows moved; apply again", shard=self.turn.shard, step=self._where)
         self._row, self._ahead = row, None
         # What disagrees is not recorded as compared, and must not be exported twice.
-        self._compared = self._compared if self._wrong else row.check_cursor
+        if not self._wrong:
+            self._compared, self._compared_rows = row.check_cursor, row.checked_rows if row.check_cursor else 0
 
     async def _begin(self) -> None:
         """Read the last key to move, after the drain: whoever writes later rows writes both representations."""
@@ -236,7 +252,7 @@ class MoveRun:
             self._ahead = self._read_end(found, asked)
         self._tell(batch.rows)
         if self._samples.due(time.monotonic()):
-            await self._sample(after, batch.reached)
+            await self._sample(after, batch)
         await self._rest.after_batch(batch.rows, self._servo.pause_s(batch.rows, time.monotonic() - started))
 
     async def _move_rows(self, after: Key | None, batch: _Ahead) -> tuple[float, Result | None]:
@@ -262,11 +278,11 @@ class MoveRun:
         self._rest.wrote(at.timestamp(), written)
         return (at - began.value).total_seconds(), found[0] if found else None
 
-    async def _sample(self, after: Key | None, upto: Key) -> None:
+    async def _sample(self, after: Key | None, batch: _Ahead) -> None:
         """Compare a range that was just moved."""
         began = time.monotonic()
-        found = await self._compare(checks.differing, after, upto)
-        self._samples.took(time.monotonic() - began)
+        found = await self._compare(checks.differing, after, batch.reached)
+        self._samples.took(time.monotonic() - began, batch.rows)
         if found.keys:
             self._note_wrong(found)
             raise CheckFailed(
@@ -315,9 +331,11 @@ class MoveRun:
     async def _check_next(self) -> bool:
         """Check one range and repair it if rows disagree; True when it was the last."""
         session, after = self.turn.session, self._compared
-        upto = self._milestones.after(after) or await checks.next_range(session, self.move, self.direction, after)
+        passed = self._milestones.after(after)
+        upto, rows = passed or (await checks.next_range(session, self.move, self.direction, after), checks.RANGE_ROWS)
         found = await self._compare(checks.disagreeing, after, upto)
         self._compared = upto or after
+        self._tell_compared(rows if upto is not None else max(self._row.rows - self._compared_rows, 0))
         if found.keys:
             self._note_wrong(found)
         if not self._wrong:
@@ -402,12 +420,13 @@ class MoveRun:
 
     def _tell(self, rows: int) -> None:
         self._speed.add(rows, time.monotonic())
-        if self.listener is None:
-            return
-        done, estimated = self._row.rows, self._row.rows_estimated
-        eta_s = self._speed.eta_s(done, estimated)
-        self.listener(
-            BatchDone(
-                self.turn.shard, self.revision, self.number, rows, done, estimated, self._speed.rows_per_s, eta_s
-            )
-        )  # fmt: skip
+        if self.listener is not None:
+            at, row, way = (self.turn.shard, self.revision, self.number), self._row, self._moving
+            self.listener(BatchDone(*at, rows, row.rows, row.rows_estimated, way.rows_per_s, way.eta_s))
+
+    def _tell_compared(self, rows: int) -> None:
+        self._compared_rows += rows
+        self._speed.add(rows, time.monotonic())
+        if self.listener is not None:
+            at, way = (self.turn.shard, self.revision, self.number), self._comparing
+            self.listener(RangeCompared(*at, way.compared, self._row.rows, way.rows_per_s, way.eta_s))

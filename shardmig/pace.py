@@ -17,12 +17,12 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from shardmig.config import Pace
 
-__all__ = ["Brakes", "Load", "Replica", "Servo", "Speed"]
+__all__ = ["Brakes", "Headway", "Load", "Replica", "Servo", "Speed"]
 
 _WINDOW = 10  # batches that steer
 _GROWTH = 1.5  # at most, from one batch to the next
@@ -84,6 +84,21 @@ class Servo:
 
     def _clamped(self, rows: float) -> int:
         return int(min(max(rows, self._pace.batch_rows_min), self._pace.batch_rows_max))
+
+
+class Headway(NamedTuple):
+    """
+    How a move gets on, for whoever asks: noted once a second.
+
+    Attributes:
+        rows_per_s: moved or, behind the last batch, compared lately.
+        eta_s: seconds left, the check included; None when nothing honest can be said.
+        compared: rows compared so far, about.
+    """
+
+    rows_per_s: float
+    eta_s: float | None
+    compared: int
 
 
 class Speed:

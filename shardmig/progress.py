@@ -17,17 +17,21 @@ _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 @dataclass(frozen=True, slots=True)
 class Moved:
     """
-    Rows moved of rows there are.
+    Rows moved of rows there are, and compared of rows moved.
 
     Attributes:
         rows: moved so far, earlier runs included.
         estimated: rows of the table, by statistics; None when it was never analyzed.
-        rows_per_s: lately; None or 0 when nothing moves.
+        rows_per_s: moved or compared lately; None or 0 when neither happens.
+        eta_s: seconds left, the check included, as the mover says; None when nothing honest can be said.
+        compared: rows compared, behind the last batch; None before that.
     """
 
     rows: int
     estimated: int | None
     rows_per_s: float | None = None
+    eta_s: float | None = None
+    compared: int | None = None
 
     @property
     def percent(self) -> int | None:
@@ -36,16 +40,12 @@ class Moved:
             return None
         return self.rows * 100 // self.estimated
 
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds until all rows are moved, the check not included; None when nothing honest can be said."""
-        if self.estimated is None or self.rows > self.estimated or not self.rows_per_s:
-            return None
-        return (self.estimated - self.rows) / self.rows_per_s
-
     def __str__(self) -> str:
         """Say it in one line."""
-        if self.percent is not None:
+        if self.compared is not None:
+            share = f" ({self.compared * 100 // self.rows} %)" if self.rows and self.compared <= self.rows else ""
+            said = f"{self.rows:,} rows moved, {self.compared:,} compared{share}"
+        elif self.percent is not None:
             said = f"{self.rows:,} of about {self.estimated:,} rows moved ({self.percent} %)"
         else:
             said = f"{self.rows:,} rows moved" + (", more than were estimated" if self.estimated else "")
@@ -56,18 +56,19 @@ class Moved:
 
 def moved_of(step: StepRow) -> Moved:
     """Read how far a move is from its record; a speed that nobody has noted lately is none."""
-    return Moved(step.rows, step.rows_estimated, step.rows_per_s if step.waiting is None else None)
+    speed, eta_s = (step.rows_per_s, step.eta_s) if step.waiting is None else (None, None)
+    compared = step.checked_rows if step.check_cursor is not None else 0
+    behind = step.bounded_at is not None and step.cursor == step.upto
+    return Moved(step.rows, step.rows_estimated, speed, eta_s, compared if behind else None)
 
 
 def state_of(step: StepRow) -> str | None:
     """Say what a move is about, in one line; None when it has not begun, or has nothing left."""
     if step.kind != "move" or step.bounded_at is None or step.checked_at is not None:
         return None
-    checking = step.cursor == step.upto
-    said = f"{step.rows:,} rows moved, being checked" if checking else str(moved_of(step))
     way = " back" if step.direction == "back" else ""
     rests = f"; rests: {step.waiting}" if step.waiting is not None else ""
-    return f"{step.revision} step {step.number}{way}: {said}{rests}"
+    return f"{step.revision} step {step.number}{way}: {moved_of(step)}{rests}"
 
 
 def duration(seconds: float) -> str:

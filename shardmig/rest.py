@@ -19,6 +19,7 @@ from shardmig.window import Window
 if TYPE_CHECKING:
     from shardmig.config import Pace
     from shardmig.hosts import Host
+    from shardmig.pace import Headway
     from shardmig.patience import Patience
     from shardmig.plan import Move
     from shardmig.turn import Turn
@@ -66,12 +67,12 @@ class Rest:
         self._brakes = Brakes(self.pace)
         self._window = Window.parse(self.pace.window) if self.pace.window is not None else None
 
-    async def mind(self, *, rows_per_s: float | None, load: bool = True) -> None:
+    async def mind(self, headway: Headway, *, load: bool = True) -> None:
         """
         Look now and then, and rest while there is a reason to.
 
         Args:
-            rows_per_s: how fast rows move lately, noted for whoever asks how long it takes; None: nothing moves.
+            headway: noted for whoever asks how far the move is and how long it takes.
             load: whether what is done next makes the server's load worse: moving does, comparing does not.
 
         Raises:
@@ -81,7 +82,7 @@ class Rest:
         if time.monotonic() - self._looked_at < _LOOK_S:
             return
         said, since = None, time.monotonic()
-        while (reason := await self.patience.do(lambda: self._reason(rows_per_s, load=load))) is not None:
+        while (reason := await self.patience.do(lambda: self._reason(headway, load=load))) is not None:
             if reason.arranged and not self.pace.parks_waiting:
                 since = time.monotonic()
             elif reason.arranged or time.monotonic() - since > self.pace.max_rest_s:
@@ -114,9 +115,9 @@ class Rest:
         if self.host is not None:
             self.host.leave(self.turn.shard)
 
-    async def _reason(self, rows_per_s: float | None, *, load: bool) -> _Reason | None:
+    async def _reason(self, headway: Headway, *, load: bool) -> _Reason | None:
         session = self.turn.session
-        noted = await session.execute(_LOOK, [self.turn.shard, self.revision, self.number, self.turn.term, rows_per_s])
+        noted = await session.execute(_LOOK, [self.turn.shard, self.revision, self.number, self.turn.term, *headway])
         if not noted.rows:
             return None  # another runner's by now: the next record says so
         paused, at_s = noted.rows[0]
@@ -148,7 +149,7 @@ def arranged(window: Window | None, host: Host | None, shard: str, at_s: float) 
 
 # The window is told by the server's clock: runners' may differ.
 _LOOK = """
-UPDATE shardmig.step SET rows_per_s = $5, noted_at = clock_timestamp()
+UPDATE shardmig.step SET rows_per_s = $5, eta_s = $6, checked_rows = $7, noted_at = clock_timestamp()
 WHERE shard = $1 AND revision = $2 AND number = $3 AND term = $4
 RETURNING paused, extract(epoch FROM clock_timestamp())::float8
 """

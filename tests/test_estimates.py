@@ -83,6 +83,26 @@ async def test_an_estimate_holds_within_a_factor(shard: Shard, connect: Connect)
     assert sum(event.rows for event in heard if isinstance(event, BatchDone)) == guess.rows
 
 
+async def test_the_check_is_part_of_the_seconds(shard: Shard) -> None:
+    """A comparison that takes ten milliseconds a row, of one table and of two."""
+    table = "CREATE TABLE t (id bigint PRIMARY KEY, a text, b text, n int)"
+    target = "CREATE TABLE u (t_id bigint PRIMARY KEY, a text, n int)"
+    sleeps = " AND pg_sleep(0.01)::text = ''"
+    two = second_table()
+    assert two.orphans is not None
+    async with moving(shard, same_table(), table, target, customers(60), dual=False) as here:
+        await here.session.execute("ANALYZE t")
+        for move in (
+            same_table(check=f"SELECT id FROM t WHERE {{batch}}{sleeps}"),
+            second_table(orphans=f"{two.orphans}{sleeps.replace('AND', 'OR')}"),
+        ):
+            guess = await estimate(here.session, move, Pace(max_rows_per_s=120))
+
+            assert guess.seconds is not None
+            assert guess.check_s == pytest.approx(0.6, rel=0.3)
+            assert guess.seconds == pytest.approx(0.5 + guess.check_s)
+
+
 async def test_an_empty_table_has_nothing_to_move(shard: Shard, connect: Connect) -> None:
     fleet = fleet_for(shard)
     await filled(fleet, connect(shard), 0)

@@ -46,7 +46,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the check, and no sample before it, find what is wrong, in many ranges."""
     monkeypatch.setattr(checks.Samples, "due", lambda *_: False)
-    monkeypatch.setattr(checks, "_RANGE_ROWS", 50)
+    monkeypatch.setattr(checks, "RANGE_ROWS", 50)
 
 
 @pytest.mark.usefixtures("small_ranges")

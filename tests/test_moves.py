@@ -106,7 +106,7 @@ async def walk(shard: Shard, columns: str, key: tuple[str, ...], values: str) ->
 
 async def test_a_language_s_collation_is_walked_in_its_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Upper case among lower case, umlauts beside their vowels; batches and the check's ranges alike."""
-    monkeypatch.setattr("shardmig.checks._RANGE_ROWS", 50)
+    monkeypatch.setattr("shardmig.checks.RANGE_ROWS", 50)
     for binaries in other_majors().values():
         with local.Server.start(binaries=binaries) as server:
             shard = Shard.model_validate({"name": "eu1", "url": server.create_database("icu")})

@@ -32,10 +32,10 @@ SMALL = Pace(batch_rows=10, batch_rows_min=10, batch_rows_max=10)
 def test_samples_take_their_share_of_the_time_and_no_more() -> None:
     samples = Samples(100.0)
     assert samples.due(100.0)  # the very first batch is one
-    samples.took(0.02)
+    samples.took(0.02, 100)
 
     assert [False, True] == [samples.due(100.9), samples.due(101.0)]
-    samples.took(10.0)
+    samples.took(10.0, 100)
     assert [False, True] == [samples.due(600.9), samples.due(601.1)]
 
 

@@ -32,6 +32,7 @@ from shardmig.events import (
     MaintenanceSet,
     OutcomeReached,
     Parked,
+    RangeCompared,
     StepStarted,
     TookOver,
     TransactionEnded,
@@ -250,7 +251,10 @@ def _describe(event: Event) -> str | None:
         case StepStarted():
             return f"{event.revision} step {event.step}: {event.kind}"
         case BatchDone():
-            moved = Moved(event.rows_done, event.rows_estimated, event.rows_per_s)
+            moved = Moved(event.rows_done, event.rows_estimated, event.rows_per_s, event.eta_s)
+            return f"{event.revision} step {event.step}: {moved}"
+        case RangeCompared():
+            moved = Moved(event.rows_moved, None, event.rows_per_s, event.eta_s, event.rows_done)
             return f"{event.revision} step {event.step}: {moved}"
         case Waiting():
             return f"waits: {event.reason}" + (f" ({event.blockers[0]})" if event.blockers else "")

@@ -286,6 +286,7 @@ def _move_body(step: StepRow) -> dict[str, Any]:
         "status": step.status,
         "rows": step.rows,
         "of": step.rows_estimated,
+        "compared": moved.compared,
         "percent": moved.percent,
         "rows_per_s": moved.rows_per_s,
         "eta_s": moved.eta_s,
