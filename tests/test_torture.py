@@ -93,11 +93,12 @@ async def test_no_write_is_lost_and_no_read_is_wrong_whatever_happens(walk: Walk
 
     print(f"\n{CYCLES} cycles, {len(walk.flips)} flips, {traffic.transactions} transactions, "  # noqa: T201
           f"{time.monotonic() - began:.0f} s: {dict(traffic.counts)}, {traffic.long} long, "
-          f"{dict(traffic.levels)}")  # fmt: skip
+          f"{dict(traffic.levels)}, {traffic.apart} in other processes")  # fmt: skip
     assert [] == traffic.wrong[:20]
     assert [] == walk.wrong[:20]
     assert len(walk.flips) == 12 * CYCLES
     assert traffic.long
+    assert all(traffic.apart), "each process of its own wrote, too"
     assert 3 == len(traffic.levels)
     refused = set() if walk.touches else {"refused"}
     expected = {"written", "read", "rolled back", "prepared", "40001", "was there", "connection lost"} | refused

@@ -7,6 +7,7 @@ reads a row together with the oracle's, in one snapshot, sees whether the protoc
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import threading
 import time
@@ -25,6 +26,7 @@ from shardmig.plan import Move, Plan, Statement, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
 
     from shardmig import View
     from shardmig.config import Lint
@@ -278,15 +280,17 @@ _ENDS: dict[type[Exception], str] = {
 @dataclass
 class Traffic:
     """
-    Threads that read and write until told to stop.
+    Threads that read and write until told to stop, here and in processes of their own.
 
     Attributes:
         url: of the shard.
         shard: its name.
-        threads: how many; every second one remembers flags for itself, as another process does.
+        threads: how many a process; every second one remembers flags for itself.
+        processes: how many beside this one. What they saw comes with the end.
         pause_s: longest ordinary pause inside a transaction; a few are ten times as long, and very few are LONG_S.
         seed: of what they do.
         counts: what became of transactions.
+        apart: how many of them the other processes ran, each.
         levels: how many transactions there were at each isolation level.
         long: how many stayed open for LONG_S.
         wrong: reads that were not as written; deadlocks and surprises too.
@@ -294,18 +298,24 @@ class Traffic:
 
     url: str
     shard: str
-    threads: int = 8
+    threads: int = 4
+    processes: int = 2
     pause_s: float = 0.03
     seed: int = 1
     counts: Counter[str] = field(default_factory=Counter)
     levels: Counter[str] = field(default_factory=Counter)
     long: int = 0
     wrong: list[str] = field(default_factory=list)
+    apart: list[int] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _workers: list[threading.Thread] = field(default_factory=list)
+    _others: list[_Apart] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         """Begin."""
+        for number in range(self.processes):
+            how = {"threads": self.threads, "pause_s": self.pause_s, "seed": self.seed + number + 1}
+            self._others.append(_Apart(self.url, self.shard, how))
         remembered = [Flags(LABEL, ADDRESS) for _ in range(2)]
         for number in range(self.threads):
             one = _Worker(self, number, remembered[number % 2], self._stop, random.Random(self.seed * 1000 + number))
@@ -319,16 +329,55 @@ class Traffic:
         self._stop.set()
         for worker in self._workers:
             worker.join(30)
+        for seen in [other.ended() for other in self._others]:
+            self.apart.append(sum(seen.counts.values()))
+            self.counts += seen.counts
+            self.levels += seen.levels
+            self.long += seen.long
+            self.wrong += seen.wrong
 
     @property
     def transactions(self) -> int:
         return sum(self.counts.values())
 
 
+class _Seen(NamedTuple):
+    """What the traffic of one process has to tell."""
+
+    counts: Counter[str]
+    levels: Counter[str]
+    long: int
+    wrong: list[str]
+
+
+class _Apart:
+    """Traffic in a process of its own, which began with nothing of ours: it reads its flags for itself."""
+
+    def __init__(self, url: str, shard: str, how: dict[str, Any]) -> None:
+        spawning = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawning.Pipe()
+        self._process = spawning.Process(target=_run_apart, args=(theirs, url, shard, how), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ended(self) -> _Seen:
+        """Tell it to stop, and wait for it."""
+        self._pipe.send("stop")
+        seen: _Seen = self._pipe.recv()
+        self._process.join(30)
+        return seen
+
+
+def _run_apart(pipe: Connection, url: str, shard: str, how: dict[str, Any]) -> None:
+    with Traffic(url, shard, processes=0, **how) as traffic:
+        pipe.recv()
+    pipe.send(_Seen(traffic.counts, traffic.levels, traffic.long, traffic.wrong))
+
+
 class _Worker:
     def __init__(self, traffic: Traffic, number: int, flags: Flags, stop: threading.Event, dice: random.Random) -> None:
         self.traffic = traffic
-        self.name = f"w{number}"
+        self.name = f"w{traffic.seed}-{number}"
         self.flags = flags
         self.stop = stop
         self.dice = dice
