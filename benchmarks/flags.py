@@ -3,7 +3,8 @@ What does it cost an application to know the flags?
 
 * reading a flag in process, beside the SDKs of LaunchDarkly and OpenFeature, each with its data in memory;
 * a transaction with flags, beside the same one without and beside one that reads the flag in a statement of its own;
-  on a unix socket and behind a network of 0.6 ms, with the CPU time of client and server, round trips counted;
+  on a unix socket and behind a network of 0.6 ms, with the CPU time of client and server, round trips counted; one
+  client on cores that sleep while it waits, one on cores that are kept awake, and several clients at once;
 * the WAL of read-only transactions;
 * read-only transactions of 16 clients (pgbench, where it is installed);
 * a flip and its drain under a few hundred transactions a second, and what the application feels of it while one
@@ -21,6 +22,8 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import multiprocessing
+import os
 import shutil
 import statistics
 import subprocess
@@ -29,7 +32,8 @@ import tempfile
 import threading
 import time
 import timeit
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,7 +49,7 @@ from shardmig.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from shardmig.session import Session
 
@@ -55,6 +59,8 @@ LOOKUP = "SELECT epoch, maintenance FROM shardmig.shard WHERE shard = 'eu1'"
 WORK = "SELECT full_name FROM customer WHERE id = 7"
 UPDATE = "UPDATE customer SET first_name = 'Ada' WHERE id = 7"
 ROUND_TRIP_S = 0.0006
+TURN = 50
+CROWD = 4
 CLIENTS = 16
 ROWS = 1000
 
@@ -182,12 +188,22 @@ Way: TypeAlias = "Callable[..., None]"
 
 
 def transaction(server: local.Server, seconds: float) -> None:
-    """Time transactions with flags and without, in turns, on a socket and behind a network."""
-    network = f"behind a network of {ROUND_TRIP_S * 1e3} ms"
-    compare("A transaction of one SELECT, unix socket", server.url(), seconds)
+    """
+    Time transactions with flags and without, in turns, on a socket and behind a network.
+
+    A core with nothing to do goes to sleep while an answer travels, and what wakes up computes a few times as slowly
+    for a while. So one client alone is timed on cores that sleep and on cores that are kept awake, as other work keeps
+    those of a server; and so are several clients at once.
+
+    A turn is as many transactions as one application runs in a tenth of a second. In turns of one, whatever only some
+    of the ways do finds its code and data gone from the caches each time: no application is like that, but one that
+    does much else between two transactions comes near to it.
+    """
+    race("A transaction of one SELECT, unix socket", server.url(), seconds)
     with relay(server, ROUND_TRIP_S) as url:
-        compare(f"The same {network}", url, seconds)
-        compare(f"A SELECT and the UPDATE of what it found, {network}", url, seconds, writes=True)
+        race(f"A transaction of one SELECT behind {ROUND_TRIP_S * 1e3} ms", url, seconds)
+        race(f"A SELECT and the UPDATE of what it found, behind {ROUND_TRIP_S * 1e3} ms", url, seconds, writes=True)
+        crowd(f"A transaction of one SELECT behind {ROUND_TRIP_S * 1e3} ms", url, seconds)
 
 
 def plain(connection: psycopg.Connection[Any], *, writes: bool) -> None:
@@ -213,53 +229,162 @@ def work(connection: psycopg.Connection[Any], *, writes: bool) -> None:
         connection.execute(UPDATE)
 
 
-def compare(title: str, url: str, seconds: float, *, writes: bool = False) -> None:
+def race(title: str, url: str, seconds: float, *, writes: bool = False) -> None:
+    """Run all ways in turns under three conditions, and those in turns too."""
+    conditions: dict[str, tuple[Race, int, Callable[[], AbstractContextManager[None]]]] = {
+        "cores sleep while it waits": (Race(url, writes=writes), TURN, nullcontext),
+        "cores are kept awake": (Race(url, writes=writes), TURN, awake),
+        "cores sleep, turns of one": (Race(url, writes=writes), 1, nullcontext),
+    }
+    for _ in range(round(seconds)):
+        for runners, turn, condition in conditions.values():
+            with condition():
+                runners.run(0.7, turn)
+    for name, (runners, *_) in conditions.items():
+        table(f"{title}, one client, {name}", runners.rows())
+
+
+class Race:
     """
-    Run each way on a connection of its own, one transaction of each in turn.
+    Each way to begin a transaction, on a connection of its own.
 
     Both sides begin alike (BEGIN, or BEGIN READ ONLY), and what psycopg prepares is prepared before the clock runs.
     """
-    reading: dict[str, tuple[Way, bool]] = {
-        "plain, read-only": (plain, True),
-        "with flags, read-only": (with_flags, True),
-    }
-    ways: dict[str, tuple[Way, bool]] = {
-        **({} if writes else reading),
-        "plain": (plain, False),
-        "with flags": (with_flags, False),
-        "with a SELECT of its own": (with_a_select, False),
-    }
-    with ExitStack() as closing:
-        opened = {}
-        for name, (_, read_only) in ways.items():
-            opened[name] = closing.enter_context(psycopg.connect(url, autocommit=True))
-            opened[name].read_only = read_only
-        for _ in range(50):
-            for name, (way, _) in ways.items():
-                way(opened[name], writes=writes)
-        trips = {name: round_trips(way, opened[name], writes=writes) for name, (way, _) in ways.items()}
-        walls: dict[str, list[float]] = {name: [] for name in ways}
-        cpus: dict[str, list[float]] = {name: [] for name in ways}
-        backends = {name: opened[name].info.backend_pid for name in ways}
-        before = {name: cpu_s(backend) for name, backend in backends.items()}
-        ends_at = time.monotonic() + seconds * len(ways)
+
+    def __init__(self, url: str, *, writes: bool) -> None:
+        self.writes = writes
+        self.ways = {**({} if writes else READING), **WAYS}
+        self.opened = {name: connect(url, name) for name in self.ways}
+        for name, way in self.ways.items():
+            for _ in range(50):
+                way(self.opened[name], writes=writes)
+        self.trips = {name: round_trips(way, self.opened[name], writes=writes) for name, way in self.ways.items()}
+        self.walls: dict[str, list[float]] = {name: [] for name in self.ways}
+        self.cpus: dict[str, list[float]] = {name: [] for name in self.ways}
+        self.served = dict.fromkeys(self.ways, 0.0)
+
+    def run(self, seconds: float, turn: int) -> None:
+        """Run so many transactions of each way, again and again."""
+        before = {name: cpu_s(connection.info.backend_pid) for name, connection in self.opened.items()}
+        ends_at = time.monotonic() + seconds * len(self.ways)
         while time.monotonic() < ends_at:
-            for name, (way, _) in ways.items():
-                begun, busy = time.perf_counter(), time.process_time()
-                way(opened[name], writes=writes)
-                walls[name].append(time.perf_counter() - begun)
-                cpus[name].append(time.process_time() - busy)
-        served = {name: (cpu_s(backend) - before[name]) / len(walls[name]) for name, backend in backends.items()}
-    medians = {name: statistics.median(taken) for name, taken in walls.items()}
+            for name, way in self.ways.items():
+                for _ in range(turn):
+                    begun, busy = time.perf_counter(), time.process_time()
+                    way(self.opened[name], writes=self.writes)
+                    self.walls[name].append(time.perf_counter() - begun)
+                    self.cpus[name].append(time.process_time() - busy)
+        for name, connection in self.opened.items():
+            self.served[name] += cpu_s(connection.info.backend_pid) - before[name]
+
+    def rows(self) -> dict[str, str]:
+        """Say what was seen, and close the connections."""
+        medians = {name: statistics.median(taken) for name, taken in self.walls.items()}
+        rows = {}
+        for name, median in medians.items():
+            self.opened[name].close()
+            base = medians["plain, read-only" if name in READING else "plain"]
+            rows[name] = (
+                f"{median * 1e6:8.1f} us  {median / base - 1:+7.2%}  {(median - base) * 1e6:+7.1f} us   "
+                f"{self.trips[name]} round trips   CPU: client {statistics.median(self.cpus[name]) * 1e6:5.1f} us, "
+                f"server {self.served[name] / len(self.walls[name]) * 1e6:5.1f} us"
+            )
+        return rows
+
+
+READING: dict[str, Way] = {"plain, read-only": plain, "with flags, read-only": with_flags}
+WAYS: dict[str, Way] = {"plain": plain, "with flags": with_flags, "with a SELECT of its own": with_a_select}
+
+
+def connect(url: str, way: str) -> psycopg.Connection[Any]:
+    connection = psycopg.connect(url, autocommit=True)
+    connection.read_only = way in READING
+    return connection
+
+
+@contextmanager
+def awake() -> Iterator[None]:
+    """Keep each core from going to sleep, by processes that compute only while nobody else wants to (SCHED_IDLE)."""
+    if not hasattr(os, "SCHED_IDLE"):
+        print("this system has no SCHED_IDLE: its cores sleep as they like")
+        yield
+        return
+    program = [sys.executable, "-c", _SPINNER]
+    spinners = [subprocess.Popen([*program, str(core)], stdout=subprocess.PIPE) for core in os.sched_getaffinity(0)]
+    try:
+        for spinner in spinners:
+            assert spinner.stdout is not None
+            spinner.stdout.readline()  # it begins now
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.communicate()
+
+
+_SPINNER = """
+import os, sys
+parent = os.getppid()
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+print(flush=True)
+while os.getppid() == parent:
+    for _ in range(100_000):
+        pass
+"""
+
+
+def crowd(title: str, url: str, seconds: float) -> None:
+    """Have several processes do the same at once, for a second each way, in turns."""
+    medians: dict[str, list[float]] = {name: [] for name in WAYS}
+    rates: dict[str, list[float]] = {name: [] for name in WAYS}
+    busy: list[float] = []
+    with ProcessPoolExecutor(CROWD, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for turn in range(-1, round(seconds * 2)):
+            for name in WAYS:
+                idle = idle_s()
+                seen = [pool.submit(one_of_a_crowd, url, name, 1.0) for _ in range(CROWD)]
+                walls = [wall for client in seen for wall in client.result()]
+                if turn < 0:  # it came, imported, connected and prepared
+                    continue
+                medians[name].append(statistics.median(walls))
+                rates[name].append(len(walls))
+                busy.append(1 - (idle_s() - idle) / len(os.sched_getaffinity(0)))
     rows = {}
-    for name, median in medians.items():
-        base = medians["plain, read-only" if name.endswith("read-only") else "plain"]
+    for name, taken in medians.items():
+        times = statistics.median(one / base for one, base in zip(taken, medians["plain"], strict=True))
+        rate = statistics.median(one / base for one, base in zip(rates[name], rates["plain"], strict=True))
         rows[name] = (
-            f"{median * 1e6:8.1f} us  {median / base - 1:+7.2%}  {(median - base) * 1e6:+7.1f} us   "
-            f"{trips[name]} round trips   CPU: client {statistics.median(cpus[name]) * 1e6:5.1f} us, "
-            f"server {served[name] * 1e6:5.1f} us"
+            f"{statistics.median(taken) * 1e6:8.1f} us  {times - 1:+7.2%}   "
+            f"{statistics.median(rates[name]):6.0f} tx/s  {rate - 1:+7.2%}"
         )
-    table(title, rows)
+    table(f"{title}, {CROWD} clients at once, cores are {statistics.median(busy):.0%} busy", rows)
+
+
+_mine: dict[str, psycopg.Connection[Any]] = {}
+
+
+def one_of_a_crowd(url: str, name: str, seconds: float) -> list[float]:
+    """Run transactions of one way, in a process of its own; return how long each took."""
+    if name not in _mine:
+        _mine[name] = connect(url, name)
+        for _ in range(50):
+            WAYS[name](_mine[name], writes=False)
+    walls = []
+    ends_at = time.monotonic() + seconds
+    while (begun := time.monotonic()) < ends_at:
+        WAYS[name](_mine[name], writes=False)
+        walls.append(time.monotonic() - begun)
+    return walls
+
+
+def idle_s() -> float:
+    """Return how long all cores together had nothing to do so far; proc(5) knows it on Linux."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return float("nan")
+    _, _, _, _, idle, waiting, *_ = path.read_text().split()
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
 
 
 def round_trips(way: Way, connection: psycopg.Connection[Any], *, writes: bool) -> int:
@@ -323,9 +448,10 @@ def _relaying(server: local.Server, late_s: float) -> Iterator[str]:
 
 
 _RELAY = """
-import ctypes, socket, sys, threading, time
+import ctypes, os, signal, socket, sys, threading, time
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(29, 1000)  # PR_SET_TIMERSLACK: wake up to the microsecond, not 50 later
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # who ended needs nobody to look after it
 path, late = sys.argv[1], float(sys.argv[2])
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
@@ -336,11 +462,18 @@ def pump(source, target):
     target.shutdown(socket.SHUT_WR)
 while True:
     client, _ = listener.accept()
+    if os.fork():  # a process for each client: their answers wait for no common interpreter
+        client.close()
+        continue
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: ends with the listener
+    listener.close()
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     upstream = socket.socket(socket.AF_UNIX)
     upstream.connect(path)
-    for pair in ((client, upstream), (upstream, client)):
-        threading.Thread(target=pump, args=pair, daemon=True).start()
+    threading.Thread(target=pump, args=(client, upstream), daemon=True).start()
+    pump(upstream, client)
+    os._exit(0)
 """
 
 
