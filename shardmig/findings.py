@@ -133,7 +133,7 @@ async def find(
     asked = (names, [quote_name(name) for name in names])
     moves = [Query(_ROWS, asked)] if any(accepted.plan.moves for accepted in plans) else []
     flight = iter(
-        await session.flight(
+        await session.ask(
             [
                 Query(_SERVER),
                 *([Query(_GRANTEES, [list(session.settings.grant)])] if session.settings.grant else []),

@@ -326,7 +326,12 @@ class Fleet:
         return Places(self.jobs, self.config.rollout.per_host)
 
     async def work_on(
-        self, shard: Shard, work: Callable[[Run], Awaitable[ShardReport | None]], *, hurried: bool = False
+        self,
+        shard: Shard,
+        work: Callable[[Run], Awaitable[ShardReport | None]],
+        *,
+        hurried: bool = False,
+        ask: Sequence[Query] = (),
     ) -> ShardReport:
         """
         Work on one shard to its outcome; errors end here.
@@ -335,11 +340,12 @@ class Fleet:
             shard: where.
             work: returns what is to be reported; None when all is done.
             hurried: leave a blocked shard soon, it will be tried again.
+            ask: what will be asked for it, so that it is answered while connecting; see `Session.ask`.
         """
         started = time.monotonic()
         config = _hurried(self.config) if hurried else self.config
         try:
-            async with self._session(shard, config, purpose="run", ask=self._questions(shard)) as session:
+            async with self._session(shard, config, purpose="run", ask=[*self._questions(shard), *ask]) as session:
                 run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
                 run.mismatches, run.rechecks, run.host = self.mismatches, self.rechecks, self._hosts.of(shard)
                 report = await work(run)

@@ -59,6 +59,7 @@ class Session:
         took_over: whose backend was terminated to get the runner lock; None as a rule.
         terminate_older_than_s: a drain ends transactions older than this; None: it waits for all, as it should.
         failed: the query of the last flight that the server refused.
+        asked: the questions that `ask` was last called with.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Session:
         self.took_over: Holder | None = None
         self.terminate_older_than_s: float | None = None
         self.failed: Query | None = None
+        self.asked: Sequence[Query] = ()
         self.pg_versions = pg_versions
         self._own: Own | None = None
         self._answered: tuple[Sequence[Query], list[Result]] = ((), [])
@@ -143,8 +145,12 @@ class Session:
 
     async def ask(self, queries: Sequence[Query]) -> list[Result]:
         """Read in one flight, or in none: what was asked while connecting is answered until anything else is sent."""
+        self.asked = list(queries)
         asked, answers = self._answered
-        return answers if answers and list(asked) == list(queries) else await self.flight(queries)
+        for start in range(len(answers) - len(queries) + 1):
+            if list(asked[start : start + len(queries)]) == self.asked:
+                return answers[start : start + len(queries)]
+        return await self.flight(queries)
 
     async def transact(
         self,

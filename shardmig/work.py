@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shardmig.plan import AcceptedPlan
     from shardmig.records import Records
     from shardmig.runner import Run
+    from shardmig.session import Query
     from shardmig.todo import Todo
 
 __all__ = ["GO_ON", "Apply", "Each"]
@@ -52,13 +53,18 @@ class Each:
 class Apply(Each):
     """Applying plans, with a trial for the canary."""
 
-    __slots__ = ("_aware", "_canaries", "_due", "_plans", "_until")
+    __slots__ = ("_aware", "_canaries", "_due", "_looks", "_plans", "_until")
 
     def __init__(self, fleet: Fleet, plans: Sequence[AcceptedPlan], until: Until, aware: str | None) -> None:
         super().__init__(fleet, self._apply)
         self._plans, self._until, self._aware = plans, until, aware
         self._canaries = {shard.name for wave in fleet.waves() if wave.canary for shard in wave.shards}
         self._due: set[str] = set()
+        self._looks: Sequence[Query] = ()
+
+    async def attempt(self, shard: Shard, *, hurried: bool) -> ShardReport:
+        """Apply; a shard is asked while connecting what the one before it was asked before it was begun."""
+        return await self.fleet.work_on(shard, self.work, hurried=hurried, ask=self._looks)
 
     async def _apply(self, run: Run) -> ShardReport | None:
         records = await run.records()
@@ -79,10 +85,12 @@ class Apply(Each):
         if records.shard in self._canaries and any(item.target is not None for item in todo):
             await Standing.begin(run.session)
         if not todo and not held and records.shard not in self._canaries:
+            self._looks = ()
             flags = tuple((name, records.state(name).name) for name in records.flags)
             return ShardReport(records.shard, Outcome.DONE, 0, flags=flags)
         if not await run.apply(todo, records):
             return ShardReport(records.shard, Outcome.INTERRUPTED, 0, GO_ON)
+        self._looks = run.session.asked if todo else ()
         if held:
             return held_back(records, held)
         if records.shard in self._canaries and self._until is Until.LIVE:

@@ -93,6 +93,23 @@ async def test_four_transactions_and_their_records_are_one_flight(two: list[Shar
         assert 4 == len(begins)
 
 
+@pytest.mark.parametrize(("begun", "most"), [((SHOP,), 3), ((SHOP, COLUMN), 4)], ids=["the same", "less"])
+async def test_what_one_shard_was_asked_the_next_one_is_asked_while_connecting(
+    servers: list[Server], begun: tuple[Plan, ...], most: int
+) -> None:
+    """Where something else is left, what was answered is of no use, and the shard is asked anew."""
+    table = Statement(sql="CREATE TABLE invoice (id bigint PRIMARY KEY)")
+    later = plan("0003_invoice", table, Switch(to=State.LIVE), parent="0002_note")
+    with many(servers[:3], 3, "asked") as shards:
+        await _apply(shards[:2], SHOP)
+        await _apply(shards[2:], *begun)
+        with proxied(servers[2], shards[2], delay_s=0.02) as (proxy, far):
+            assert (await fleet_of([*shards[:2], far], SHOP, COLUMN, later).apply()).done
+
+            assert most == proxy.round_trips, "startup, everything that is asked, all the rest"
+        assert {"id"} == columns(shards[2], "invoice")
+
+
 async def test_what_is_recorded_is_what_the_careful_way_records(two: list[Shard]) -> None:
     """The canary went one way, the shard behind it the other; their ledgers say the same."""
     fleet = fleet_of(two, SHOP, ORDERS, UPPER.model_copy(update={"parent": "0002_orders", "revision": "0003_upper"}))
