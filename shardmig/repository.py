@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 
 from shardmig import sqltree
 from shardmig.errors import LintFailed, ScriptError
-from shardmig.explanations import explained_in
 from shardmig.lint import History, lint_script
+from shardmig.loading import load_plans
 from shardmig.plan import Switch
-from shardmig.rendering import load_plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from shardmig.config import Config
+    from shardmig.loading import LoadedPlan
     from shardmig.plan import AcceptedPlan
-    from shardmig.rendering import LoadedPlan
     from shardmig.scripts import Script
 
 __all__ = ["accepted_of", "accepted_plans", "loaded_plans", "refusing"]
@@ -66,11 +65,18 @@ def accepted_of(config: Config, plans: Sequence[LoadedPlan]) -> tuple[AcceptedPl
     accepted = []
     for loaded in plans:
         empty = all(isinstance(step, Switch) for step in loaded.plan.steps) and loaded.plan.protocol == "auto"
-        if empty and not explained_in([loaded.script]):  # autogenerate writes scripts that only explain
+        if empty and not _explains(loaded.script):
             raise ScriptError("nothing is described yet; fill upgrade() or move()", path=loaded.script.name)
         accepted.append(history.accept(loaded.plan))
         history.add(loaded.plan)
     return tuple(accepted)
+
+
+def _explains(script: Script) -> bool:
+    """Say whether a script is one of those of autogenerate that only explain."""
+    from shardmig.explanations import explained_in  # noqa: PLC0415 - loads Alembic, which most commands do without
+
+    return bool(explained_in([script]))
 
 
 def refusing(config: Config) -> Callable[[Script], None]:

@@ -42,6 +42,18 @@ def test_the_test_above_can_fail() -> None:
     assert "psycopg" in loaded_by("import shardmig, psycopg")
 
 
+def test_committed_plans_are_accepted_without_loading_what_renders_them() -> None:
+    """A third of a second of each command."""
+    configuration = Path(__file__).parent / "data" / "shop.toml"
+    loaded = loaded_by(
+        "import pathlib, shardmig.fleet; from shardmig import config, repository; "
+        f"repository.accepted_plans(config.load(pathlib.Path({str(configuration)!r}), shards=False))"
+    )
+
+    assert {"shardmig.fleet", "postgast"} <= loaded
+    assert set() == {"alembic", "sqlalchemy"} & loaded
+
+
 def test_the_public_names_are_all_there_and_sorted() -> None:
     public = [name for name in vars(shardmig) if name.isidentifier() and not name.startswith("_")]
     modules = {path.stem for path in Path(shardmig.__file__).parent.iterdir()}

@@ -18,7 +18,8 @@ from shardmig.lint import lint_plan
 from shardmig.lint.catalogue import RULES
 from shardmig.lint.project import Linted, changed_since, lint_directory
 from shardmig.lint.report import FORMATS, report
-from shardmig.rendering import Renderer, load_plans
+from shardmig.loading import load_plans
+from shardmig.rendering import Renderer
 
 HEAD = "import sqlalchemy as sa\nfrom alembic import op\nfrom shardmig.operations import move_rows\n"
 DATA = Path(__file__).parent / "data"

@@ -12,9 +12,10 @@ import pytest
 from alembic import op
 
 from shardmig.errors import LintFailed, ScriptError, StalePlan
+from shardmig.loading import load_plans
 from shardmig.plan import Move, Plan, Statement, Switch
 from shardmig.planfile import dumps, loads, read, write
-from shardmig.rendering import load_plans, render
+from shardmig.rendering import render
 from shardmig.scripts import Script, read_script
 from shardmig.states import State
 

@@ -10,7 +10,8 @@ import pytest
 
 from shardmig import planfile
 from shardmig.errors import ScriptError
-from shardmig.rendering import load_plans, render
+from shardmig.loading import load_plans
+from shardmig.rendering import render
 from shardmig.revision import rebase, revision
 from shardmig.scripts import load_scripts, read_script
 
