@@ -26,7 +26,7 @@ from shardmig.states import Guard, State, route
 from shardmig.steps import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from shardmig.checks import Direction, Disagreement
     from shardmig.config import Pace
@@ -82,13 +82,18 @@ class Edges:
             self.steps.pass_on()
             await self.steps.surely(partial(self._take, accepted.plan, edge))
 
-    async def make_valid(self, plan: Plan, *, forward: bool) -> None:
+    async def make_valid(self, plan: Plan, *, forward: bool, row: FlagRow | None = None) -> None:
         """
         Move rows and check them all: forward in DUAL, back in LIVE.
 
         The drain comes first: whoever still writes only one representation would make a moved row stale again.
+
+        Args:
+            plan: whose rows.
+            forward: whether new is filled from old.
+            row: the flag, if it was just read.
         """
-        row = await switching.read_flag(self._turn.session, plan.flag)
+        row = row or await switching.read_flag(self._turn.session, plan.flag)
         if row.new_valid if forward else row.old_valid:
             return
         if not forward and not plan.moves:
@@ -106,9 +111,11 @@ class Edges:
             f"UPDATE shardmig.flag SET {column} = true WHERE shard = $1 AND flag = $2 AND epoch = $3",
             (self._turn.shard, plan.flag, row.epoch),
         )
-        numbers = [number for number, _ in plan.moves]
-        records = [self._turn.record_step(plan.revision, number) for number in numbers]
-        await self._claim(plan, numbers)  # a reconnect in between has raised the term
+        records = [
+            query
+            for number, _ in plan.moves  # claimed, for a reconnect in between has raised the term
+            for query in (self._turn.claiming(plan.revision, number), self._turn.record_step(plan.revision, number))
+        ]
         with translated(self._turn.shard):
             results = await self._turn.session.transact([self._turn.hold(), *records, valid])
         if results[-1].rowcount != 1:
@@ -151,12 +158,12 @@ class Edges:
             case Guard.DRAINED:
                 await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
             case Guard.NEW_VALID if not row.new_valid:
-                await self.make_valid(plan, forward=True)
+                await self.make_valid(plan, forward=True, row=row)
             case Guard.NEW_VALID if self.rechecks and plan.moves and plan.flag not in self._rechecked:
                 await self._forget_check(plan, row)
                 await self.make_valid(plan, forward=True)
             case Guard.OLD_VALID if not row.old_valid:
-                await self.make_valid(plan, forward=False)
+                await self.make_valid(plan, forward=False, row=row)
             case _:
                 pass
         if edge.target is State.DONE:
@@ -248,10 +255,6 @@ class Edges:
         if self.mismatches is None:
             return None
         return partial(self.mismatches.add, self._turn.shard, plan.flag, move, direction)
-
-    async def _claim(self, plan: Plan, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            await self._turn.claim(plan.revision, number)
 
 
 def unvouched(shard: str, plan: Plan) -> Warned:

@@ -77,6 +77,8 @@ class _Part:
         queries: without BEGIN and COMMIT.
         steps: what it does, as revision and number.
         switched: what it does to flags.
+        begin: of which kind it is.
+        end: whether it is kept.
     """
 
     queries: list[Query] = field(default_factory=list)
