@@ -28,6 +28,7 @@ __all__ = ["Witness"]
 T = TypeVar("T")
 
 _LOOK_S = 0.004  # between two looks while the session may be waiting: its shortest wait is 10 ms
+_LAST_LOOK_S = 1.0  # for an answer that is under way when the session has got, or given up, what it waited for
 
 
 @dataclass(slots=True)
@@ -49,13 +50,14 @@ class Witness:
             with suppress(Error, ShardError):  # what waits is told without a name then
                 opening = open_session(session.shard, session.settings, pg_versions=session.pg_versions, purpose="read")
                 self._session = await self._open.enter_async_context(opening)
-        looking = asyncio.create_task(self._look(session.backend_pid))
+        done = asyncio.Event()
+        looking = asyncio.create_task(self._look(session.backend_pid, done))
         try:
             return await work()
         finally:
-            looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await looking
+            done.set()
+            with suppress(TimeoutError):  # a look that is cancelled costs its connection, and the next try is not seen
+                await asyncio.wait_for(looking, _LAST_LOOK_S)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -63,9 +65,9 @@ class Witness:
         with suppress(Error, ShardError):
             await self._open.aclose()
 
-    async def _look(self, pid: int) -> None:
+    async def _look(self, pid: int, done: asyncio.Event) -> None:
         """Look until somebody is seen; the next try is watched anew."""
-        while self._session is not None:
+        while self._session is not None and not done.is_set():
             try:
                 found = await self._session.observe(Blocker, _BLOCKERS, [pid])
             except (Error, ShardError):
@@ -73,7 +75,8 @@ class Witness:
             if found:
                 self.blockers = tuple(found)
                 return
-            await asyncio.sleep(_LOOK_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), _LOOK_S)
 
 
 # A prepared transaction has no process: pg_blocking_pids() says 0 for it.
