@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,13 +28,14 @@ def kill(project: Project, *arguments: object) -> int:
     return int(done.stdout)
 
 
-def test_fifty_kills_at_random_moments_change_nothing_of_the_result(seeded: Callable[[], Project]) -> None:
+@pytest.mark.parametrize("wanted", [15, pytest.param(50, marks=pytest.mark.long)])
+def test_kills_at_random_moments_change_nothing_of_the_result(seeded: Callable[[], Project], wanted: int) -> None:
     project = seeded()
     project.run("apply", "--all")
     undisturbed = {shard: project.picture(shard) for shard in project.shards}
 
     kills = 0
-    while kills < 50:
+    while kills < wanted:
         died = kill(seeded(), "moments", kills, 25, 0.25)
         kills += died
         assert died, "the runner finished before anybody killed it"
