@@ -18,6 +18,7 @@ from shardmig import maintenance
 from shardmig.errors import ShardError
 from shardmig.events import Warned
 from shardmig.pgerrors import first_line
+from shardmig.places import leave_place
 from shardmig.records import read_records
 from shardmig.steps import Stopped
 
@@ -82,8 +83,7 @@ class Closure:
             edges.host, edges.pace = host, pace
             await steps.surely(partial(self._lift, steps.turn))
         finally:
-            if host is not None:
-                host.leave(self.session.shard.name)
+            await leave_place(self.session, host)
 
     async def _wait_to_move(self, edges: Edges, pace: Pace) -> None:
         """Wait while the shard serves; one that a killed runner closed does not."""

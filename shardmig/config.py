@@ -202,8 +202,8 @@ class Pace(_Section):
         batch_rows_min: floor of a batch.
         batch_rows_max: ceiling of a batch.
         max_rows_per_s: upper bound on rows a second; None is none.
-        host_rows_per_s: upper bound on rows a second over all shards of one server that a run works on.
-        host_moves: moves at a time on one server, of one run; the others wait.
+        host_rows_per_s: upper bound on rows a second over all shards of one server, all runners together.
+        host_moves: moves at a time on one server, of all runners that have such a limit; the others wait.
         window: when rows may be moved, as "22:00-06:00 Europe/Berlin"; None is at any time.
         parks_waiting: whether a move that waits for its window, or for others on its server, parks the shard at once
             instead of waiting for as long as that takes.

@@ -20,7 +20,7 @@ from shardmig.events import MaintenanceSet, Waiting, Warned
 from shardmig.findings import touched
 from shardmig.ledger import is_held, os_user, translated
 from shardmig.plan import quote_name
-from shardmig.rest import arranged
+from shardmig.rest import admitted
 from shardmig.session import Query
 from shardmig.states import State
 from shardmig.window import Window
@@ -126,7 +126,7 @@ async def wait_to_move(
     """
     window, shard = Window.parse(pace.window) if pace.window is not None else None, session.shard.name
     while not stop.is_set():
-        reason = arranged(window, host, shard, float((await session.execute(_NOW)).value))
+        reason = await admitted(session, window, host, float((await session.execute(_NOW)).value))
         if reason is None:
             return True
         if pace.parks_waiting:

@@ -145,7 +145,7 @@ class MoveRun:
         except Interrupted:
             return False
         finally:
-            self._rest.end()
+            await self._rest.end()
 
     @property
     def _where(self) -> str:

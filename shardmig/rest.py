@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from shardmig.errors import Overloaded
 from shardmig.load import read_load
 from shardmig.pace import Brakes
+from shardmig.places import leave_place, take_place
 from shardmig.window import Window
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from shardmig.pace import Headway
     from shardmig.patience import Patience
     from shardmig.plan import Move
+    from shardmig.session import Session
     from shardmig.turn import Turn
 
-__all__ = ["Rest", "arranged"]
+__all__ = ["Rest", "admitted", "arranged"]
 
 _LOOK_S = 1.0  # between two looks
 
@@ -110,10 +112,9 @@ class Rest:
         if pause_s > 0:
             await self.patience.rest(pause_s)
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Leave the server to other moves."""
-        if self.host is not None:
-            self.host.leave(self.turn.shard)
+        await leave_place(self.turn.session, self.host)
 
     async def _reason(self, headway: Headway, *, load: bool) -> _Reason | None:
         session = self.turn.session
@@ -122,12 +123,21 @@ class Rest:
             return None  # another runner's by now: the next record says so
         paused, at_s = noted.rows[0]
         if paused is not None:
-            self.end()
+            await self.end()
             return _Reason(f"an operator paused it: {paused}")
-        if (waits := arranged(self._window, self.host, self.turn.shard, at_s)) is not None:
+        if (waits := await admitted(session, self._window, self.host, at_s)) is not None:
             return _Reason(waits, arranged=True)
         braked = self._brakes.judge(await read_load(session, self.move)) if load else None
         return _Reason(braked) if braked is not None else None
+
+
+async def admitted(session: Session, window: Window | None, host: Host | None, at_s: float) -> str | None:
+    """Take a place on a server as `arranged` does, among the moves of all runners."""
+    waits = arranged(window, host, session.shard.name, at_s)
+    waits = waits if waits is not None else await take_place(session, host)
+    if waits is not None:
+        await leave_place(session, host)
+    return waits
 
 
 def arranged(window: Window | None, host: Host | None, shard: str, at_s: float) -> str | None:

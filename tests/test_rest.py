@@ -20,6 +20,7 @@ from shardmig.config import Config, Pace, Shard
 from shardmig.errors import ConfigError, Overloaded
 from shardmig.events import BatchDone, Parked, Waiting
 from shardmig.hosts import Host, Hosts
+from shardmig.places import leave_place, take_place
 from shardmig.plan import Statement
 from shardmig.todo import Until
 from shardmig.window import Window
@@ -282,6 +283,54 @@ async def test_of_two_databases_of_one_server_one_moves_at_a_time(neighbours: li
         assert {("neighbour2", "rows of neighbour1 are moved on the same server (host_moves = 1)")} == waited or order[
             0
         ] == "neighbour2"
+
+
+async def test_two_runners_that_do_not_know_of_each_other_keep_one_move_at_a_time(neighbours: list[Shard]) -> None:
+    """Each has its own idea of the server; the other waits for its first batch until the first has compared all."""
+    pace = SMALL.model_copy(update={"host_moves": 1, "max_rows_per_s": 200})
+    async with AsyncExitStack() as stack:
+        moved = [await stack.enter_async_context(moving(one, same_table(), T, customers(200))) for one in neighbours]
+        heard, listen = notes()
+        runs = [m.run(pace=pace, host=Hosts(pace).of(m.session.shard), listener=listen).run() for m in moved]
+        assert [True, True] == await asyncio.gather(*runs)
+
+        order = [event.shard for event in heard if isinstance(event, BatchDone)]
+        assert (40, 2) == (len(order), len(list(groupby(order))))
+        reason = "other runners move rows on the same server (host_moves = 1)"
+        waited = [event for event in heard if isinstance(event, Waiting)]
+        assert {reason} == {event.reason for event in waited}
+        assert order[-1] in {event.shard for event in waited}
+
+
+async def test_a_runner_that_died_keeps_no_place(neighbours: list[Shard], connect: Connect) -> None:
+    pace = Pace(host_moves=1)
+    async with (
+        moving(neighbours[0], same_table(), T, customers(10)) as died,
+        moving(neighbours[1], same_table(), T, customers(10)) as here,
+    ):
+        theirs, ours = (Hosts(pace).of(m.session.shard) for m in (died, here))
+        assert theirs.admit(died.session.shard.name) is None
+        assert await take_place(died.session, theirs) is None
+        assert ours.admit(here.session.shard.name) is None
+        assert "other runners move rows" in (await take_place(here.session, ours) or "")
+        assert await take_place(died.session, theirs) is None  # who has a place keeps it
+        await leave_place(here.session, ours)
+        connect(neighbours[0]).execute("SELECT pg_terminate_backend(%s, 5000)", [died.session.backend_pid])
+
+        assert await here.run(pace=pace, host=ours).run()
+        left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 1 AND objsubid = 2"
+        assert [(0,)] == await here.rows(left)
+
+
+async def test_two_runners_share_a_server_s_rows_a_second(neighbours: list[Shard]) -> None:
+    """Alone each would need two seconds; both see each other at their second look at the latest."""
+    pace = SMALL.model_copy(update={"host_rows_per_s": 200})
+    async with AsyncExitStack() as stack:
+        moved = [await stack.enter_async_context(moving(one, same_table(), T, customers(400))) for one in neighbours]
+        began = time.monotonic()
+        await asyncio.gather(*(m.run(pace=pace, host=Hosts(pace).of(m.session.shard)).run() for m in moved))
+
+        assert 3.3 <= time.monotonic() - began < 6
 
 
 async def test_a_fleet_moves_on_every_server_by_turns(servers: list[local.Server]) -> None:
