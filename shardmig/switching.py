@@ -216,12 +216,13 @@ def looks(session: Session, *, refuse: bool = False) -> list[Query]:
         session: on the shard.
         refuse: end the transaction by dividing by zero instead of answering true.
     """
-    exempt = [list(session.settings.exempt_roles)]
-    queries: list[Query] = []
-    for look in (Query(_OPEN, exempt), Query(_PREPARED), Query(_OPEN, exempt)):
-        queries.append(Query("SELECT pg_stat_clear_snapshot()"))  # pg_stat_activity is cached within a transaction
-        queries.append(refuse_rows(look) if refuse else Query(f"SELECT EXISTS ({look.sql})", look.params))
-    return session.observing(queries)
+    who = [list(session.settings.exempt_roles)]
+    first, prepared, second = (
+        refuse_rows(look) if refuse else Query(f"SELECT EXISTS ({look.sql})", look.params)
+        for look in (Query(_OPEN, who), Query(_PREPARED), Query(_OPEN, who))
+    )
+    # pg_stat_activity is cached within a transaction.
+    return session.observing([first, prepared, Query("SELECT pg_stat_clear_snapshot()"), second])
 
 
 async def drain_shard(
