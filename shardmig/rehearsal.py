@@ -57,10 +57,10 @@ class Piece:
 
     def __str__(self) -> str:
         """Say which rows they are, so that an operator can look at them."""
-        rows = "rows" if self.rows is None else "1 row" if self.rows == 1 else f"{self.rows:,} rows"
+        rows = "" if self.rows is None else "1 row, " if self.rows == 1 else f"{self.rows:,} rows, "
         after = "" if self.after is None else f" after {shown([self.after])}"
         upto = "" if self.upto is None else f" up to {shown([self.upto])}"
-        return f"{rows}, {'keys' if after or upto else 'all keys'}{after}{upto}"
+        return f"{rows}{'keys' if after or upto else 'all keys'}{after}{upto}"
 
 
 async def located(
@@ -72,10 +72,11 @@ async def located(
     Returns:
         The piece with what was found, and the failure with the server's words, the rows and the cure.
     """
-    with suppress(pg.Error, ShardError):  # what cannot be looked at is not said: the failure is told in any case
-        piece = replace(piece, rows=(await _end(session, move, piece, _EVERY_ROW))[0])
-        if isinstance(cause, _ABOUT_ROWS):
-            piece = replace(piece, culprit=await _culprit(session, move, piece))
+    if not move.seed:  # its rows are the plan's, and its table may hold none
+        with suppress(pg.Error, ShardError):  # what cannot be looked at is not said: the failure is told in any case
+            piece = replace(piece, rows=(await _end(session, move, piece, _EVERY_ROW))[0])
+            if isinstance(cause, _ABOUT_ROWS):
+                piece = replace(piece, culprit=await _culprit(session, move, piece))
     row = f"the first row that fails is {shown([piece.culprit])}. Correct it" if piece.culprit else "Correct the cause"
     said = (
         f"{failure.args[0]}\nrolled back while {piece.doing} {move.table}, {piece}; {row} (or the move: "

@@ -204,6 +204,18 @@ async def test_every_kind_of_constant_is_written(shard: Shard, psql: psycopg.Con
     assert [tuple(expected for _, _, expected in kinds.values())] == psql.execute("SELECT * FROM kinds").fetchall()
 
 
+async def test_a_seed_that_a_constraint_refuses_blames_no_row_of_the_table(
+    fleet: Callable[..., Fleet], psql: psycopg.Connection[Any]
+) -> None:
+    refused = fleet()
+    (await refused.apply(until=Until.STRUCTURE)).raise_for_failures()
+    psql.execute("ALTER TABLE currency ADD CHECK (rate > 1.05)")
+    [report] = await refused.apply(aware="1")
+
+    assert 'violates check constraint "currency_rate_check"' in report.reason
+    assert "rolled back while moving currency, all keys; Correct the cause (or the move: " in report.reason
+
+
 async def test_a_seed_of_a_key_alone_is_written(fleet: Callable[..., Fleet], psql: psycopg.Connection[Any]) -> None:
     (await fleet(seed([{"code": "EUR"}, {"code": "USD"}])).apply(aware="1")).raise_for_failures()
 
