@@ -20,11 +20,12 @@ from fleets import SHOP, fleet_of, many, plan
 from moving import moving, second_table
 from servers import FaultProxy
 
-from shardmig import handful, switching
+from shardmig import express, handful, switching
 from shardmig.config import Shard
 from shardmig.events import BatchDone, Draining, FlagSwitched, StepDone, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Plan, Statement, Switch
+from shardmig.session import Query
 from shardmig.states import State
 from shardmig.todo import Until
 
@@ -280,8 +281,12 @@ async def test_a_prepared_transaction_is_waited_for(
     between = before_the_flight(prepare)
     fleet = fleet_of(two, SHOP, CONTACT)
     heard(fleet, two[1], commit)
-    assert (await fleet.apply()).done
+    done, waited = (await fleet.apply()).done, bool(committed)
+    if not committed:  # a database with a prepared transaction cannot be dropped
+        writer.execute("ROLLBACK PREPARED 'handful'")
 
+    assert done
+    assert waited
     assert ([] if listed else [(9, None)]) == run(two[1], APART)
 
 
@@ -435,6 +440,49 @@ async def test_whoever_lost_the_turn_moves_nothing(two: list[Shard]) -> None:
 
     assert AT_ONCE == went(events), "the careful way told of its own alone"
     assert [(2,)] == run(two[1], "SELECT count(*) FROM shardmig.log WHERE flag = 'upper' AND action = 'switch'")
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+async def test_whoever_loses_the_turn_on_the_way_moves_nothing(
+    two: list[Shard], connect: Connect, monkeypatch: pytest.MonkeyPatch, *, fenced: bool
+) -> None:
+    """Its flight waits for a lock on the table when another runner raises the term."""
+    if not fenced:
+        monkeypatch.setattr(express.Express, "_hold", lambda _: Query("SELECT 1"))
+    holder, look = connect(two[1]), connect(two[1])
+
+    def hold() -> None:
+        holder.execute("BEGIN")
+        holder.execute("LOCK TABLE customer IN ACCESS SHARE MODE")
+        meanwhile.start()
+
+    def take_over() -> None:
+        while look.execute("SELECT FROM pg_locks WHERE NOT granted").rowcount < 1:
+            time.sleep(0.001)
+        look.execute("UPDATE shardmig.runner SET term = term + 5")
+        holder.rollback()
+
+    meanwhile = threading.Thread(target=take_over)
+    fleet = fleet_of(two, SHOP, upper(), session={"lock_timeout_ms": (400,)})
+    heard(fleet, two[1], before_the_flight(hold))
+    assert (await fleet.apply()).done
+    meanwhile.join()
+
+    [(attempts,)] = run(two[1], "SELECT attempts FROM shardmig.step WHERE kind = 'move'")
+    assert fenced is (attempts > 1), "the careful way claims a step more than once"
+
+
+async def test_nobody_switches_the_flag_between_looks_and_record(shard: Shard, connect: Connect) -> None:
+    """What the looks find is about the flip that the row shows: `drained` must not vouch for another one."""
+    operator = connect(shard)
+    operator.execute("SET lock_timeout = '20ms'")
+    async with moving(shard, second_table(), "CREATE TABLE t (id bigint PRIMARY KEY, a text)") as here:
+        queries = handful.moved(here.turn, here.plan, rows_max=200).queries
+        first = next(number for number, query in enumerate(queries) if "pg_lock_status" in query.sql)
+        await here.session.flight([Query("BEGIN"), here.turn.hold(), *queries[:first]])
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            operator.execute("UPDATE shardmig.flag SET drained = true")
+        await here.session.roll_back()
 
 
 # --------------------------------------------------------------------------------------------------------------------
