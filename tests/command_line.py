@@ -33,8 +33,10 @@ _lock = threading.Lock()
 def shardmig(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `shardmig` with these arguments in a directory, as `subprocess.run` would; two minutes at most."""
     request = {"arguments": arguments, "cwd": str(cwd), "env": {**os.environ, **(env or {})}}
-    with _lock, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        socket.send_fds(_forker(), [json.dumps(request).encode()], [out.fileno(), err.fileno()])
+    with _lock, tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        asked.write(json.dumps(request).encode())
+        asked.seek(0)
+        socket.send_fds(_forker(), [b"!"], [asked.fileno(), out.fileno(), err.fileno()])
         pid = _answer()
         _forker().settimeout(120)
         try:
@@ -49,7 +51,7 @@ def shardmig(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> s
 @functools.cache
 def _forker() -> socket.socket:
     """Start the process that forks; it ends when this one does, as its end of the socket is closed."""
-    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here, there = socket.socketpair(socket.AF_UNIX)
     with there:
         command = [sys.executable, __file__, str(there.fileno())]
         forker = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
@@ -64,7 +66,12 @@ def _end(here: socket.socket, forker: subprocess.Popen[bytes]) -> None:
 
 
 def _answer() -> int:
-    return int(_forker().recv(20))
+    answer = b""
+    while not answer.endswith(b"\n"):
+        if not (byte := _forker().recv(1)):
+            raise EOFError("the process that forks has ended; its words are above")
+        answer += byte
+    return int(answer)
 
 
 def _text(stream: Any) -> str:
@@ -83,19 +90,21 @@ def _serve(tests: socket.socket) -> None:
     importlib.import_module("shardmig.sqltree")._binding()
     gc.freeze()  # a run neither looks through what was imported nor takes it apart at its end
     while True:
-        request, streams, *_ = socket.recv_fds(tests, 1 << 20, 2)
-        if not request:
+        more, streams, *_ = socket.recv_fds(tests, 1, 3)
+        if not more:
             return
         pid = os.fork()
         if pid == 0:
             tests.close()
-            _become(json.loads(request), streams)
+            with os.fdopen(streams.pop(0)) as asked:
+                request = json.load(asked)
+            _become(request, streams)
             return
         for stream in streams:
             os.close(stream)
-        tests.send(str(pid).encode())
+        tests.sendall(b"%d\n" % pid)
         _, status = os.waitpid(pid, 0)
-        tests.send(str(os.waitstatus_to_exitcode(status)).encode())
+        tests.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:
