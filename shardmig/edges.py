@@ -14,7 +14,7 @@ from psycopg import errors as pg
 
 from shardmig import relaxation, switching
 from shardmig.checks import compare
-from shardmig.errors import CheckFailed, PreflightFailed, SwitchedMeanwhile, SwitchRefused
+from shardmig.errors import CheckFailed, PreflightFailed, SwitchRefused
 from shardmig.events import Warned
 from shardmig.keyset import bound
 from shardmig.ledger import translated
@@ -102,26 +102,21 @@ class Edges:
                 "could fill it; it may stay LIVE for ever",
                 shard=self._turn.shard,
             )
-        row = await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
-        for number, move in plan.moves:
-            if forward or not move.seed:
-                await self._move(plan, number, move, forward=forward)
-        column = "new_valid" if forward else "old_valid"
-        valid = Query(
-            f"UPDATE shardmig.flag SET {column} = true WHERE shard = $1 AND flag = $2 AND epoch = $3",
-            (self._turn.shard, plan.flag, row.epoch),
-        )
-        records = [
-            query
-            for number, _ in plan.moves  # claimed, for a reconnect in between has raised the term
-            for query in (self._turn.claiming(plan.revision, number), self._turn.record_step(plan.revision, number))
-        ]
+        while True:
+            row = await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
+            term = self._turn.term
+            for number, move in plan.moves:
+                if forward or not move.seed:
+                    await self._move(plan, number, move, forward=forward)
+                else:
+                    await self._pass_over(plan, number)
+            if self._turn.term == term:
+                break
+            # A reconnect may have led to a standby that lacks the end of a move which was over: each says where it is.
+            row = await switching.read_flag(self._turn.session, plan.flag)
+        valid = self._turn.record_valid(plan.flag, "forward" if forward else "back", row.epoch)
         with translated(self._turn.shard):
-            results = await self._turn.session.transact([self._turn.hold(), *records, valid])
-        if results[-1].rowcount != 1:
-            raise SwitchedMeanwhile(
-                f"flag {plan.flag} was switched while rows moved; apply again", shard=self._turn.shard
-            )
+            await self._turn.session.transact([valid])
 
     async def take_back(self, plan: Plan, target: State) -> None:
         """Take a flag back to a state that it had; the runner does it, not people, so that apply goes forward again."""
@@ -250,6 +245,18 @@ class Edges:
                 raise Stopped
 
         await self.steps.do(plan, number, work)
+
+    async def _pass_over(self, plan: Plan, number: int) -> None:
+        """Record that nothing moves back of a plan's own rows, for the ledger asks after each move."""
+        turn, step = self._turn, (plan.revision, number)
+        with translated(turn.shard):
+            await turn.session.transact(
+                [
+                    turn.claiming(*step),
+                    turn.begin_move(*step, "back", upto=None, rows_estimated=0),
+                    turn.record_check(*step, expected=None, reached=None, finished=True),
+                ]
+            )
 
     def _export(self, plan: Plan, move: Move, direction: Direction) -> Callable[[Disagreement], None] | None:
         if self.mismatches is None:

@@ -203,6 +203,15 @@ BEGIN
             RAISE EXCEPTION 'flag % of shard %: old becomes valid only in LIVE, after the drain', OLD.flag, OLD.shard
                 USING ERRCODE = 'SM002';
         END IF;
+        -- After a failover, a move that was over may have lost its end: whether each was, its own row says.
+        IF (NEW.new_valid AND NOT OLD.new_valid OR NEW.old_valid AND NOT OLD.old_valid) AND EXISTS (
+            SELECT FROM shardmig.step s
+            WHERE s.shard = OLD.shard AND s.revision = OLD.revision AND s.kind = 'move' AND (s.checked_at IS NULL
+                OR s.direction IS DISTINCT FROM CASE OLD.state WHEN 1 THEN 'forward' ELSE 'back' END))
+        THEN
+            RAISE EXCEPTION 'flag % of shard %: not all rows of % were moved and compared', OLD.flag, OLD.shard,
+                OLD.revision USING ERRCODE = 'SM002', HINT = 'apply again';
+        END IF;
         -- Applications keep these two under the shard's epoch: they say when not to write.
         IF (NEW.cross_table, NEW.touch_source) IS DISTINCT FROM (OLD.cross_table, OLD.touch_source) THEN
             UPDATE shardmig.shard SET epoch = token WHERE shard = NEW.shard;
@@ -392,6 +401,25 @@ BEGIN
         RAISE EXCEPTION 'step % of % on shard % is no longer this runner''s', of_number, of_revision, of_shard
             USING ERRCODE = 'SM001';
     END IF;
+END $$;
+
+-- The moves of a plan are done and one of its two representations is valid: both, or nothing.
+CREATE FUNCTION shardmig.record_valid(of_shard text, of_flag text, my_term bigint, to_direction text, of_epoch bigint)
+    RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    of_revision text;
+BEGIN
+    PERFORM shardmig.hold_turn(of_shard, my_term);
+    -- The flag first, as a flip does it: whoever flips now waits here, or is waited for and found.
+    UPDATE shardmig.flag f SET new_valid = f.new_valid OR to_direction = 'forward',
+            old_valid = f.old_valid OR to_direction = 'back'
+        WHERE f.shard = of_shard AND f.flag = of_flag AND f.epoch = of_epoch
+        RETURNING f.revision INTO of_revision;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'flag % of shard % was switched while rows moved', of_flag, of_shard USING ERRCODE = 'SM004';
+    END IF;
+    UPDATE shardmig.step s SET status = 'DONE', finished_at = clock_timestamp(), error = NULL
+        WHERE s.shard = of_shard AND s.revision = of_revision AND s.kind = 'move' AND s.status <> 'DONE';
 END $$;
 
 CREATE FUNCTION shardmig.take_edge(of_shard text, of_flag text, from_state int, to_state int, of_epoch bigint)

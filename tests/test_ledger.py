@@ -103,19 +103,26 @@ def take(edge: Edge, psql: psycopg.Connection[Any]) -> None:
 
 
 async def test_a_bit_is_only_earned_in_the_state_that_can_earn_it(shard: Shard, connect: Connect) -> None:
+    """After the drain, and when the plan's every move has compared its rows on this very way."""
     await begun(shard, has_move=True)
     psql = connect(shard)
     earned = set()
-    for column, state, drained in product(("new_valid", "old_valid"), State, (True, False)):
+    ways = (None, "forward", "back")
+    for column, state, drained, compared in product(("new_valid", "old_valid"), State, (True, False), ways):
         put(psql, state, ["drained"] if drained else [])
+        psql.execute(
+            "UPDATE shardmig.step SET direction = coalesce(%(way)s, 'forward'), "
+            "checked_at = CASE WHEN %(way)s::text IS NOT NULL THEN now() END WHERE kind = 'move'",
+            {"way": compared},
+        )
         try:
             psql.execute(f"UPDATE shardmig.flag SET {column} = true")
         except psycopg.errors.DatabaseError:
             continue
         else:
-            earned.add((column, state, drained))
+            earned.add((column, state, drained, compared))
 
-    assert {("new_valid", State.DUAL, True), ("old_valid", State.LIVE, True)} == earned
+    assert {("new_valid", State.DUAL, True, "forward"), ("old_valid", State.LIVE, True, "back")} == earned
 
 
 FORGERIES = (
