@@ -31,6 +31,7 @@ from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
 from shardmig.progress import state_of
 from shardmig.provisioning import lowest_states, provision
+from shardmig.quiet import still_asked
 from shardmig.records import Records, read_log, read_records, records_queries
 from shardmig.rollout import Wave, waves
 from shardmig.runner import Run
@@ -344,8 +345,9 @@ class Fleet:
         """
         started = time.monotonic()
         config = _hurried(self.config) if hurried else self.config
+        asked = [*self._questions(shard), *still_asked(ask, self._hosts.of(shard))]
         try:
-            async with self._session(shard, config, purpose="run", ask=[*self._questions(shard), *ask]) as session:
+            async with self._session(shard, config, purpose="run", ask=asked) as session:
                 run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
                 run.mismatches, run.rechecks, run.host = self.mismatches, self.rechecks, self._hosts.of(shard)
                 report = await work(run)

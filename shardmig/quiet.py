@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from shardmig.session import Result, Session
     from shardmig.todo import Todo
 
-__all__ = ["Quiet", "QuietTable", "proof", "questions", "read"]
+__all__ = ["Quiet", "QuietTable", "proof", "questions", "read", "still_asked"]
 
 _LOOK_S = 1.0  # between two looks at a server, as in a move
 _PAGES = 64  # of a table with a handful of rows, dead ones included: read from end to end several times
@@ -76,6 +76,12 @@ def questions(session: Session, todo: Sequence[Todo], config: Config, host: Host
     if not moves or _is_calm(config.pace, host):
         return tables
     return [*tables, *([set_settings({"role": "none"})] if owner else []), load_query(moves)]
+
+
+def still_asked(asked: Sequence[Query], host: Host) -> list[Query]:
+    """Leave out of what another shard was asked what need not be asked now: the load of a server just looked at."""
+    unasked = load_query([]).sql if host.calm_until_s > time.monotonic() else None
+    return [query for query in asked if query.sql != unasked]
 
 
 def read(todo: Sequence[Todo], config: Config, host: Host | None, answers: Sequence[Result]) -> Quiet | None:
