@@ -20,7 +20,7 @@ from fleets import SHOP, fleet_of, many, plan
 from moving import moving, second_table
 from servers import FaultProxy
 
-from shardmig import express, handful, switching
+from shardmig import express, handful, quiet, switching
 from shardmig.config import Shard
 from shardmig.events import BatchDone, Draining, FlagSwitched, StepDone, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
@@ -527,6 +527,23 @@ async def test_limits_of_moves_are_kept(
 
     alone = "SELECT attempts FROM shardmig.step WHERE kind = 'move'"
     assert ([(1,)] == run(two[1], alone)) is travels, "the careful way claims a step more than once"
+
+
+async def test_a_server_is_looked_at_once_a_second_for_all_its_shards(
+    servers: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards whose server was just looked at are not asked for its load, neither then nor while connecting."""
+    monkeypatch.setattr(quiet, "_LOOK_S", 60)
+    looks: list[object] = []
+    read = quiet.load_of
+    monkeypatch.setattr(quiet, "load_of", lambda answer: looks.append(answer) or read(answer))
+    with many(servers[:1], 5, "calm") as shards:
+        assert (await fleet_of(shards, SHOP).apply()).done
+        assert (await fleet_of(shards, SHOP, upper(), rollout={"jobs": 1}).apply()).done
+        attempts = [run(shard, "SELECT attempts FROM shardmig.step WHERE kind = 'move'") for shard in shards[1:]]
+
+    assert [[(1,)]] * 4 == attempts, "all in their flights"
+    assert 1 == len(looks)
 
 
 # --------------------------------------------------------------------------------------------------------------------
