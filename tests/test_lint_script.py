@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 import pytest
 
 from shardmig.config import Lint
 from shardmig.lint import lint_script
+from shardmig.lint.names import MEMBERS
 
 HEAD = 'from alembic import op\nimport sqlalchemy as sa\nfrom sqlalchemy.dialects import postgresql\nrevision = "r1"\n'
 
@@ -50,6 +54,26 @@ FINE = {
     ),
 }
 
+FINE |= {
+    "plain values and their methods": upgrade(
+        "day = datetime.date(2026, 1, 1) + datetime.timedelta(days=1)",
+        "name = uuid.uuid5(uuid.NAMESPACE_DNS, 'x').hex.upper().removeprefix('A')",
+        "op.execute(COMMENT.format(name, day=day.isoformat()) + '{:>{}.2f}'.format(Decimal('1'), 8))",
+        head="import datetime\nimport uuid\nfrom decimal import Decimal\nCOMMENT = 'COMMENT ON {} IS {day}'\n",
+    ),
+    "expressions and their methods": upgrade(
+        "t = sa.table('t', sa.column('today'))",
+        "op.execute(sa.func.pg_catalog.lower(t.c.today).label('n').compare(t.c.today.is_(None)))",
+        "op.add_column('t', sa.Column('a', sa.String(9).with_variant(postgresql.CITEXT(), 'postgresql')))",
+    ),
+    "names that Python has, too": upgrade(
+        "for id, type in (('a', sa.Text), ('b', sa.Integer)):", "    sa.Column(id, type)"
+    ),
+    "a parameter named like an import": upgrade(
+        "def f(text):", "    return text.strip()", head="from sqlalchemy import text\n"
+    ),
+}
+
 REFUSED = {
     "a module under another name": (upgrade("x = sa", "x.event"), "SP012"),
     "a submodule as a value": (upgrade("x = sa.sql"), "SP012"),
@@ -82,6 +106,46 @@ REFUSED = {
         upgrade("op.add_column('t', sa.Column('n', sa.Integer, default=5, nullable=False))"), "SP014",
     ),
     "an index in the column": (upgrade("op.add_column('t', sa.Column('n', sa.Integer, index=True))"), "SP014"),
+    "a module behind a module": (upgrade("uuid.os.system('true')", head="import uuid\n"), "SP012"),
+    "a module taken out of a module": (upgrade("os.system('true')", head="from uuid import os\n"), "SP002"),
+    "the interpreter behind a module": (upgrade("datetime.sys.exit(3)", head="import datetime\n"), "SP012"),
+    "a module behind a module of SQLAlchemy": (upgrade("sa.sql.functions.schema.util.compat"), "SP012"),
+    "a package around what may be imported": (
+        upgrade("shardmig.local.Server", head="import shardmig.operations\n"), "SP012",
+    ),
+    "annotations that are evaluated": (upgrade("typing.get_type_hints(upgrade)", head="import typing\n"), "SP012"),
+    "a module that is passed on": (upgrade("x = datetime", "x.sys", head="import datetime\n"), "SP012"),
+    "the frame of a generator": (upgrade("(n for n in ()).gi_frame.f_builtins['eval']('1')"), "SP012"),
+    "a format that takes attributes": (upgrade("'{0.execute}'.format(sa)"), "SP012"),
+    "a format that takes items": (upgrade("'{0[x]}'.format({})"), "SP012"),
+    "a width that takes attributes": (upgrade("'{0:{1.real}}'.format(1, 2)"), "SP012"),
+    "a format nobody has read": (upgrade("t = '{0.' + 'x}'", "t.format(1)"), "SP012"),
+    "a format that is bound twice": (
+        HEAD + "T = '{}'\ndef upgrade():\n    global T\n    T = '{0.' + 'x}'\n    T.format(1)\n", "SP012",
+    ),
+    "a format from a mapping": (upgrade("'{a.b}'.format_map({})"), "SP012"),
+    "format itself": (upgrade("list(map(str.format, ['{0.x}'], [1]))"), "SP012"),
+    "a builtin behind a local name": (upgrade("def f():", "    eval = 0", "eval('1')"), "SP008"),
+    "a builtin behind a parameter": (upgrade("def f(getattr):", "    pass", "getattr(sa, 'x')"), "SP008"),
+    "a builtin behind an import that never happens": (
+        "from typing import TYPE_CHECKING\n" + HEAD + "if TYPE_CHECKING:\n    from x import eval\n"
+        "def upgrade():\n    eval('1')\n", "SP008",
+    ),
+    "builtins under their own name": (upgrade("__builtins__ = {}", "__builtins__['eval']"), "SP008"),
+    "one name for two modules": (upgrade("import datetime as sa", "sa.create_engine('x')"), "SP012"),
+    "an import for types that happens": (
+        "from datetime import date as TYPE_CHECKING\n" + HEAD + "def f():\n    from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import os\n", "SP012",
+    ),
+    "a module's name for something else": (upgrade("for sa in ():", "    pass"), "SP012"),
+    "func for something else": (upgrade("func = [].append", "func.x", head="from sqlalchemy import func\n"), "SP012"),
+    "op as a parameter": (upgrade("def g(op):", "    op.execute('x')"), "SP005"),
+    "a pattern that takes attributes": (upgrade("match 1:", "    case int(gi_frame=x):", "        pass"), "SP012"),
+    "a connection by any road": (upgrade("sa.MetaData().create_all(None)"), "SP012"),
+    "a default that works": (HEAD + "def f():\n    pass\ndef g(x=f()):\n    pass\n", "SP003"),
+    "a time of today behind a name": (
+        upgrade("d = date(2026, 1, 1)", "d.today()", head="from datetime import date\n"), "SP013",
+    ),
     "a comment that also alters": (upgrade("op.alter_column('t', 'a', comment='x', nullable=True)"), "SP004"),
 }  # fmt: skip
 
@@ -110,6 +174,39 @@ def test_the_configuration_adds_imports_with_their_submodules() -> None:
 
     assert [violation.code for violation in lint_script(source)] == ["SP002", "SP002"]
     assert lint_script(source, settings=Lint(imports=("ourtypes",))) == ()
+
+
+@pytest.mark.parametrize(
+    ("imported", "line", "codes"),
+    [
+        ("import ourtypes", "ourtypes.Money(2)", []),
+        ("import ourtypes.money", "ourtypes.money.Money(2)", []),
+        ("from ourtypes.money import Money", "Money(2)", []),
+        ("import ourtypes.types", "ourtypes.types.Money(2)", []),
+        ("import ourtypes", "ourtypes.os.getcwd()", ["SP012"]),
+        ("import ourtypes", "ourtypes.psycopg.connect('')", ["SP012"]),
+        ("from ourtypes import os", "os.getcwd()", ["SP002", "SP012"]),
+        ("from ourtypes import psycopg", "psycopg.connect('')", ["SP012"]),
+    ],
+)
+def test_a_configured_module_is_trusted_with_what_it_defines_not_with_what_it_imports(
+    imported: str, line: str, codes: list[str]
+) -> None:
+    found = lint_script(upgrade(line, head=f"{imported}\n"), settings=Lint(imports=("ourtypes",)))
+
+    assert [violation.code for violation in found] == codes
+
+
+def test_no_listed_member_of_a_module_is_a_module() -> None:
+    reached = [
+        f"{module}.{name}"
+        for module, listed in MEMBERS.items()
+        if module != "typing_extensions"
+        for name in listed
+        if isinstance(getattr(import_module(module), name, None), ModuleType)
+    ]
+
+    assert reached == []
 
 
 def test_a_syntax_error_names_its_line() -> None:

@@ -1,13 +1,16 @@
 """
 Layer one: the script's source, before it is imported.
 
-A closed world over Python's tree: imports, names and operations from lists, no work at module level, `op` only as
-`op.<operation>(…)`. Loops, helpers and f-strings are fine: what counts is what they render, which layer two judges.
+A closed world over Python's tree: syntax, imports, names, members and operations from lists, no work at module level,
+`op` only as `op.<operation>(…)`. Loops, helpers and f-strings are fine: what counts is what they render, which layer
+two judges.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import string
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,9 +18,13 @@ from typing import TYPE_CHECKING
 from shardmig.allowances import allowances
 from shardmig.config import Lint
 from shardmig.lint import names
+from shardmig.lint.bindings import Bindings
+from shardmig.lint.members import VALUE_MEMBERS, Modules, clock
 from shardmig.lint.rules import script as rules
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from shardmig.lint.violation import Rule, Violation
 
 __all__ = ["lint_script"]
@@ -27,6 +34,9 @@ _CONNECTING = frozenset({"get_bind", "get_context", "run_async"})
 _FACTS = frozenset({"revision", "down_revision", "branch_labels", "depends_on"})
 _MODULE_LEVEL = (ast.FunctionDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Pass)
 _ENGINES = frozenset({"create_engine", "create_mock_engine", "create_pool_from_url", "engine_from_config", "inspect"})
+_COLLECTIONS = frozenset({"c", "columns", "excluded"})  # of a table: what is taken of them is the name of a column
+_TYPE_CHECKING = frozenset({"typing.TYPE_CHECKING", "typing_extensions.TYPE_CHECKING"})
+_PYTHONS = frozenset(dir(builtins)) - names.BUILTINS
 
 
 def lint_script(source: str, *, path: str | None = None, settings: Lint = _DEFAULTS) -> tuple[Violation, ...]:
@@ -51,7 +61,7 @@ def lint_script(source: str, *, path: str | None = None, settings: Lint = _DEFAU
     except (ValueError, RecursionError, MemoryError) as error:
         return (replace(rules.NotPython.violation(f"not Python: {error}; correct it"), path=path, line=1),)
     try:
-        script = _Script(path, settings)
+        script = _Script(path, settings, Bindings(tree))
         script.module(tree)
     except RecursionError:
         return (replace(rules.NotPython.violation("nested too deeply to be judged; simplify it"), path=path, line=1),)
@@ -62,13 +72,12 @@ def lint_script(source: str, *, path: str | None = None, settings: Lint = _DEFAU
 class _Script(ast.NodeVisitor):
     """Walks a script once; what is not known to be harmless is a violation."""
 
-    def __init__(self, path: str | None, settings: Lint) -> None:
+    def __init__(self, path: str | None, settings: Lint, bound: Bindings) -> None:
         self.path = path
         self.settings = settings
         self.found: list[Violation] = []
-        self.modules: dict[str, str] = {}  # local name → module it stands for
-        self.bound: set[str] = set()
-        self.created: set[str] = set()  # tables the script creates, as far as they are literals
+        self.known = Modules(settings.imports, bound.modules)
+        self.bound = bound
 
     def refuse(self, rule: type[Rule], node: ast.AST, message: str, *, fix: str | None = None) -> None:
         """Note a violation at a node."""
@@ -77,7 +86,7 @@ class _Script(ast.NodeVisitor):
 
     def module(self, tree: ast.Module) -> None:
         """Judge the module: constants and functions, nothing that works."""
-        self._bind(tree)
+        self._ambiguous()
         for node in tree.body:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             if docstring or (isinstance(node, ast.If) and self._only_for_types(node)):
@@ -91,6 +100,8 @@ class _Script(ast.NodeVisitor):
                 continue
             if isinstance(node, ast.Assign | ast.AnnAssign):
                 self._constant(node)
+            if isinstance(node, ast.FunctionDef):
+                self._signature(node.args, node.returns)
             if isinstance(node, ast.FunctionDef) and node.name == "downgrade":
                 self._downgrade(node)
                 continue
@@ -118,53 +129,41 @@ class _Script(ast.NodeVisitor):
             self.found.append(replace(violation, path=self.path, line=allowance.line))
 
     # ----------------------------------------------------------------------------------------------------------------
-    # What is bound
+    # Imports
 
-    def _bind(self, tree: ast.Module) -> None:
-        """Collect every name the script binds itself, in any scope, and the tables it creates."""
-        for node in ast.walk(tree):
-            match node:
-                case ast.Name(ctx=ast.Store()):
-                    self.bound.add(node.id)
-                case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                    self.bound.add(node.name)
-                case ast.arg():
-                    self.bound.add(node.arg)
-                case ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
-                    self.bound.add(name)
-                case ast.Import() | ast.ImportFrom():
-                    self._bind_import(node)
-                case ast.Call(func=ast.Attribute(value=ast.Name(id="op"), attr="create_table"), args=[first, *_]):
-                    if isinstance(first, ast.Constant):
-                        self.created.add(str(first.value))
-
-    def _bind_import(self, node: ast.Import | ast.ImportFrom) -> None:
-        for alias in node.names:
-            if isinstance(node, ast.ImportFrom):
-                self.modules[alias.asname or alias.name] = f"{node.module or ''}.{alias.name}"
-            else:
-                name = alias.asname or alias.name.partition(".")[0]
-                self.modules[name] = alias.name if alias.asname else name
+    def _ambiguous(self) -> None:
+        """Refuse names of two meanings, as far as judging relies on knowing which one it is."""
+        for node, name, paths in self.bound.imported_twice:
+            self.refuse(
+                rules.UnknownName,
+                node,
+                f"{name} is {' and '.join(paths)}, and which is meant cannot be seen; import one by another name",
+            )
+        for name, node in self.bound.bound.items():
+            path = self.bound.imported.get(name, "")
+            if name == "op":
+                self.refuse(rules.AliasOfOp, node, "op is bound to something else; leave the name alone")
+            elif self.known.known(path) or self.known.functions(path) or path in _TYPE_CHECKING:
+                self.refuse(
+                    rules.UnknownName, node, f"{name} is {path} and something else; call the other one differently"
+                )
 
     def _only_for_types(self, node: ast.If) -> bool:
         """Whether an `if TYPE_CHECKING:` holds imports that never happen."""
         return (
             isinstance(node.test, ast.Name)
-            and self.modules.get(node.test.id) == "typing.TYPE_CHECKING"
-            and node.test.id not in self.bound
+            and self.bound.imported.get(node.test.id) in _TYPE_CHECKING
+            and node.test.id not in self.bound.bound
             and not node.orelse
             and all(isinstance(inner, ast.Import | ast.ImportFrom) for inner in node.body)
         )
-
-    # ----------------------------------------------------------------------------------------------------------------
-    # Imports
 
     def visit_Import(self, node: ast.Import) -> None:
         """Judge `import x`."""
         for alias in node.names:
             if alias.name.partition(".")[0] == "alembic":
                 self.refuse(rules.AliasOfOp, node, "what is called on alembic could not be seen; import op from it")
-            elif not self._may_import(alias.name):
+            elif not self.known.may_import(alias.name):
                 self._forbidden(node, alias.name)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
@@ -181,21 +180,10 @@ class _Script(ast.NodeVisitor):
                 self.refuse(
                     rules.AliasOfOp, node, "an operation under a name of its own hides what is called; import op"
                 )
-            elif not self._may_import(module, alias.name):
+            elif clock(module, alias.name):
+                self._not_constant(node)
+            elif not (self.known.may_import(module) and self.known.has(module, alias.name)):
                 self._forbidden(node, f"{module}.{alias.name}")
-
-    def _may_import(self, module: str, name: str | None = None) -> bool:
-        extra = self.settings.imports
-        if module in names.IMPORTS or module in names.SHARDMIG or module in extra:
-            return True
-        if any(module.startswith(f"{allowed}.") for allowed in extra):
-            return True
-        if module == "shardmig" and name in (None, "operations"):
-            return True
-        if module not in names.SQLALCHEMY_MODULES:
-            return False
-        known = names.POSTGRESQL if module.endswith(".postgresql") else names.SQLALCHEMY
-        return name is None or name in known
 
     def _forbidden(self, node: ast.AST, what: str) -> None:
         self.refuse(
@@ -208,6 +196,15 @@ class _Script(ast.NodeVisitor):
     # ----------------------------------------------------------------------------------------------------------------
     # Statements
 
+    def visit(self, node: ast.AST) -> None:
+        """Judge a node; syntax that nobody has vouched for is refused."""
+        if type(node).__name__ in names.NODES:
+            super().visit(node)
+        else:
+            self.refuse(
+                rules.UnknownName, node, f"{_spoken(node)} is not known to be harmless in a script; write it plainly"
+            )
+
     def _constant(self, node: ast.Assign | ast.AnnAssign) -> None:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in targets:
@@ -215,9 +212,19 @@ class _Script(ast.NodeVisitor):
                 self.refuse(
                     rules.ModuleWork, node, "only plain names are assigned at module level; write it inside upgrade()"
                 )
-        if node.value is None:
-            return
-        for inner in ast.walk(node.value):
+        if node.value is not None:
+            self._no_calls(node.value)
+
+    def _signature(self, arguments: ast.arguments, returns: ast.expr | None) -> None:
+        """Judge what of a function runs with the module: defaults and annotations."""
+        named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+        annotations = [argument.annotation for argument in named if argument is not None]
+        for value in [*arguments.defaults, *arguments.kw_defaults, *annotations, returns]:
+            if value is not None:
+                self._no_calls(value)
+
+    def _no_calls(self, value: ast.expr) -> None:
+        for inner in ast.walk(value):
             if isinstance(inner, ast.Call) and self._root(inner.func) in (None, "op"):
                 self.refuse(
                     rules.ModuleWork,
@@ -281,11 +288,12 @@ class _Script(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         """Judge a call: operations by their list, everything else by its name."""
         operation = _operation(node)
-        if operation is None:
-            self._clock(node)
-            self.generic_visit(node)
-            return
-        self._operation(node, operation)
+        if operation is not None:
+            self._operation(node, operation)
+        elif self._formats(node.func):
+            self.visit(node.func.value)
+        else:
+            self.visit(node.func)
         for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
             self.visit(argument)
 
@@ -317,7 +325,7 @@ class _Script(ast.NodeVisitor):
 
     def _added_column(self, node: ast.Call) -> None:
         table = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-        if table is None or table in self.created:
+        if table is None or table in self.bound.created:
             return
         for column in [*node.args[1:], *(k.value for k in node.keywords if k.arg == "column")]:
             if isinstance(column, ast.Call) and _last_name(column.func) == "Column":
@@ -370,28 +378,32 @@ class _Script(ast.NodeVisitor):
             f'op.add_column("{table}", sa.Column("{column}", sa.Enum({labels}, name="{name}", create_type=False)))',
         )
 
-    def _clock(self, node: ast.Call) -> None:
-        root = self.modules.get(self._root(node.func) or "", "")
-        if _last_name(node.func) in names.CLOCKS and root.partition(".")[0] in ("datetime", "uuid"):
-            self.refuse(
-                rules.NotConstant,
-                node,
-                "the value is another one at each rendering; write the value, or use the server's",
-            )
+    def _formats(self, method: ast.expr) -> TypeGuard[ast.Attribute]:
+        """Whether a call fills in a text that is known and takes no attributes of what it is given."""
+        match method:
+            case ast.Attribute(attr="format", value=ast.Constant(value=str(text))):
+                return _takes_nothing(text)
+            case ast.Attribute(attr="format", value=ast.Name(id=name)):
+                known = self.bound.texts.get(name)
+                return known is not None and _takes_nothing(known)
+        return False
 
     def visit_Name(self, node: ast.Name) -> None:
         """Judge a name that is read: bound here, imported, or a harmless builtin."""
         if not isinstance(node.ctx, ast.Load):
-            if node.id == "op":
-                self.refuse(rules.AliasOfOp, node, "op is bound to something else; leave the name alone")
             return
         if node.id == "op":
             self.refuse(
                 rules.AliasOfOp, node, "op itself is passed on, which hides what is called; write op.<operation>(…)"
             )
-        elif self._module(node) in names.SQLALCHEMY_MODULES:
-            self._module_as_value(node, node.id)
-        elif node.id not in self.bound and node.id not in self.modules and node.id not in names.BUILTINS:
+            return
+        self._module_as_value(node)
+        mine = node.id in self.bound
+        if mine and node.id in _PYTHONS and node.id not in names.SHADOWED:
+            self.refuse(
+                rules.Dynamic, node, f"{node.id} is Python's own besides, and may be what is meant; name it differently"
+            )
+        elif node.id not in names.BUILTINS and (not mine or node.id.startswith("__")):
             self.refuse(
                 rules.Dynamic if node.id in names.DYNAMIC else rules.UnknownName,
                 node,
@@ -399,9 +411,7 @@ class _Script(ast.NodeVisitor):
             )
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        """Judge an attribute: nothing underscored, and of modules only what is listed."""
-        if self._module(node) in names.SQLALCHEMY_MODULES:
-            self._module_as_value(node, node.attr)
+        """Judge an attribute: nothing underscored, and of modules and of values only what is listed."""
         if node.attr.startswith("_"):
             self.refuse(rules.Dynamic, node, f"{node.attr} is nobody's to use; write plain calls")
         if not isinstance(node.ctx, ast.Load):
@@ -412,37 +422,69 @@ class _Script(ast.NodeVisitor):
             else:
                 self.refuse(rules.AliasOfOp, node, f"op.{node.attr} is taken without a call, which hides it; call it")
             return
-        owner = self._module(node.value)
-        if owner is None or owner not in names.SQLALCHEMY_MODULES:
-            self.generic_visit(node)
+        self._module_as_value(node)
+        owner = self._path(node.value)
+        if owner is None or not (self.known.known(owner) or self.known.functions(owner)):
+            found = len(self.found)
+            self.visit(node.value)
+            if len(self.found) == found:  # else the root of it is told already
+                self._member_of_value(node)
             return
-        self._member(node, owner)
-        while isinstance(node.value, ast.Attribute):  # the chain of modules before it, such as sa.dialects
-            node = node.value
-            self._member(node, self._module(node.value) or "")
+        inner: ast.expr = node
+        while isinstance(inner, ast.Attribute):  # down to the name that was imported
+            self._member(inner, self._path(inner.value) or "")
+            inner = inner.value
 
-    def _module_as_value(self, node: ast.AST, name: str) -> None:
-        self.refuse(
-            rules.UnknownName, node, f"the module {name} is passed on, which hides what is used of it; write it out"
-        )
-
-    def _member(self, node: ast.Attribute, owner: str) -> None:
-        """Refuse members of SQLAlchemy's modules that do more than describe."""
-        if node.attr.startswith("_"):
-            return
-        known = names.POSTGRESQL if owner.endswith(".postgresql") else names.SQLALCHEMY
-        if node.attr not in known:
-            rule = rules.Connection if node.attr in _ENGINES else rules.UnknownName
+    def _module_as_value(self, node: ast.Name | ast.Attribute) -> None:
+        path = self._path(node) or ""
+        if self.known.known(path) and not self.known.configured(path):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id
             self.refuse(
-                rule, node, f"{owner}.{node.attr} does more than describe a column; use types and expressions only"
+                rules.UnknownName,
+                node,
+                f"the module {name} is passed on, which hides what is used of it; write it out",
             )
 
-    def _module(self, node: ast.expr) -> str | None:
-        """Return the module that an expression names, as far as SQLAlchemy's go."""
+    def _member(self, node: ast.Attribute, owner: str) -> None:
+        """Refuse members of modules that do more than describe."""
+        if node.attr.startswith("_") or self.known.functions(owner) or self.known.has(owner, node.attr):
+            return
+        if clock(owner, node.attr):
+            self._not_constant(node)
+            return
+        self.refuse(
+            rules.Connection if node.attr in _ENGINES else rules.UnknownName,
+            node,
+            f"{owner}.{node.attr} is not known to do no more than describe a column or compute a value; "
+            f"use types, expressions and plain values",
+        )
+
+    def _member_of_value(self, node: ast.Attribute) -> None:
+        column = isinstance(node.value, ast.Attribute) and node.value.attr in _COLLECTIONS
+        if node.attr in VALUE_MEMBERS or node.attr.startswith("_") or column:
+            return
+        owner = self._path(node.value)
+        if node.attr in names.CLOCKS:
+            self._not_constant(node)
+            return
+        cure = "write it out, or use an f-string in the place of format()"
+        if owner is not None and self.known.configured(owner):
+            cure = f"if {owner} is a module, write import {owner}"
+        self.refuse(rules.UnknownName, node, f"of values, {node.attr} is not known to only compute; {cure}")
+
+    def _not_constant(self, node: ast.AST) -> None:
+        self.refuse(
+            rules.NotConstant,
+            node,
+            "the value is another one at each rendering; write the value, or use the server's",
+        )
+
+    def _path(self, node: ast.expr) -> str | None:
+        """Return the dotted path of what an expression takes of something imported."""
         if isinstance(node, ast.Name):
-            return self.modules.get(node.id)
+            return self.bound.imported.get(node.id)
         if isinstance(node, ast.Attribute):
-            owner = self._module(node.value)
+            owner = self._path(node.value)
             return None if owner is None else f"{owner}.{node.attr}"
         return None
 
@@ -450,7 +492,9 @@ class _Script(ast.NodeVisitor):
         """Return the imported name (or "op") at the beginning of a chain of attributes and calls."""
         while isinstance(node, ast.Attribute | ast.Call):
             node = node.value if isinstance(node, ast.Attribute) else node.func
-        if isinstance(node, ast.Name) and (node.id == "op" or node.id in self.modules or node.id in names.BUILTINS):
+        if isinstance(node, ast.Name) and (
+            node.id == "op" or node.id in self.bound.imported or node.id in names.BUILTINS
+        ):
             return node.id
         return "" if isinstance(node, ast.Constant) else None
 
@@ -461,6 +505,17 @@ def _operation(node: ast.AST) -> str | None:
         case ast.Call(func=ast.Attribute(value=ast.Name(id="op"), attr=name)):
             return name
     return None
+
+
+def _takes_nothing(text: str) -> bool:
+    """Whether the fields of a format take neither attributes nor items of their values."""
+    try:
+        fields = [(name or "", spec or "") for _, name, spec, _ in string.Formatter().parse(text)]
+    except ValueError:
+        return False
+    return not any("." in name or "[" in name for name, _ in fields) and all(
+        _takes_nothing(spec) for _, spec in fields if spec
+    )
 
 
 def _is_autocommit(node: ast.expr) -> bool:

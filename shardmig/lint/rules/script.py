@@ -226,16 +226,22 @@ class RowsInUpgrade(Rule):
 
 class UnknownName(Rule):
     """
-    Refuses names that a script has no business with.
+    Refuses names, members and syntax that a script has no business with, and names of two meanings.
 
-    Why: layer one is a closed world too: what is not known to be harmless is not run.
-    Example: `open("data.csv")`, `sa.event.listen(…)`.
-    Use instead: SQLAlchemy's types and expressions, and plain Python values.
+    Why: layer one is a closed world too: what is not known to be harmless is not run. A pure module leads to others
+    that are not, and many values lead to Python itself.
+    Example: `open("data.csv")`, `sa.event.listen(…)`, `uuid.os.environ`, `"{0.x}".format(y)`.
+    Use instead: SQLAlchemy's types and expressions, plain Python values and their methods, f-strings.
     """
 
     code, name, context = "SP012", "unknown-name", "script"
     VALID = (_upgrade('op.create_table("x", sa.Column("n", sa.Enum(*sorted({"a", "b"}), name="kind")))'),)
-    INVALID = (_upgrade('open("x")'), _upgrade('sa.event.listen(sa.Table, "after_create", 1)'))
+    INVALID = (
+        _upgrade('open("x")'),
+        _upgrade('sa.event.listen(sa.Table, "after_create", 1)'),
+        "import uuid\n" + _upgrade('uuid.os.system("true")'),
+        _upgrade('"{0.execute}".format(sa)'),
+    )
 
 
 class NotConstant(Rule):
