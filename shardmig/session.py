@@ -9,6 +9,7 @@ one packet, so that no lock is ever held while the network is waited for.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -78,6 +79,7 @@ class Session:
         self._own: Own | None = None
         self._answered: tuple[Sequence[Query], list[Result]] = ((), [])
         self._open: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        self._limit_s: float | None = None  # for an answer, by our own clock
 
     # ----------------------------------------------------------------------------------------------------------------
     # Statements
@@ -250,10 +252,12 @@ class Session:
                 whoever wants to know.
 
         Raises:
-            ShardUnreachable: no connection; the message shows the address and never a password.
+            ShardUnreachable: no connection, or no answer; the message shows the address and never a password.
             ThroughPooler, NotPrimary, PreflightFailed: a self-check failed; no setting was left behind anywhere.
             ShardBusy: another runner holds the lock; the message says who.
         """
+        # A server that hangs keeps no timeout of its own, and one such shard would keep the answers of all others.
+        self._limit_s = self.settings.connect_timeout_s
         self._open = await connect(self.shard, self.settings)
         try:
             await self._prepare(take_over=take_over, ask=ask)
@@ -276,6 +280,7 @@ class Session:
         """Do everything in one flight; only a busy shard, or an answer that is refused, costs more."""
         info = self.connection.info
         answers, (schema, locked, seen), answered = await self._shake_hands(ask)
+        self._limit_s = self._reading_limit_s()
         lost, self._own = self._own, Own(info.backend_pid, seen) if seen else None
         encoding = info.parameter_status("server_encoding")
         judge(answers, self.shard, self.pg_versions, server_version=info.server_version, server_encoding=encoding)
@@ -330,6 +335,11 @@ class Session:
             f"role {role} may not use schema {schema}; GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}",
         )
 
+    def _reading_limit_s(self) -> float | None:
+        """Wait for an answer for longer than the server would work on it; whoever changes a shard has to hear of it."""
+        limit_s = self.settings.statement_timeout_s
+        return limit_s + self.settings.connect_timeout_s if self.purpose == "read" and limit_s else None
+
     async def _fly(self, queries: Sequence[Query], *, named: bool = False) -> list[Result]:
         """Send queries in one flight; `named` results know the names of their columns."""
         for query in queries:
@@ -338,7 +348,14 @@ class Session:
         self.failed = None
         done: list[Result] = []
         try:
-            await fly(self.connection, queries, done=done, named=named)
+            async with asyncio.timeout(self._limit_s):
+                await fly(self.connection, queries, done=done, named=named)
+        except TimeoutError:
+            raise ShardUnreachable(
+                f"{self.shard.address} accepted the connection, but did not answer within {self._limit_s:g} s; look "
+                "whether its server, or a proxy on the way, hangs",
+                shard=self.shard.name,
+            ) from None
         except psycopg.Error:
             self.failed = queries[min(len(done), len(queries) - 1)]
             raise

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from fleets import NOTE, SHOP, UPPER, fleet_of, many, plan
+from servers import FaultProxy
 
+from shardmig.config import Shard
 from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Statement, Switch
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from shardmig.config import Shard
     from shardmig.events import Event
     from shardmig.fleet import Fleet
     from shardmig.local import Server
@@ -454,3 +455,17 @@ async def test_two_runners_share_a_fleet_through_the_locks_of_its_shards(six: li
     assert [six[1].name] == [event.shard for event in by_second if isinstance(event, Parked)]
     switched = "SELECT flag, after FROM shardmig.log WHERE action = 'switch' ORDER BY id"
     assert {(("shop", "LIVE"), ("upper", "DUAL"), ("upper", "LIVE"))} == {tuple(run(shard, switched)) for shard in six}
+
+
+async def test_a_shard_that_hangs_keeps_nobody_elses_answer(six: list[Shard], servers: list[Server]) -> None:
+    good, other = six[:2]
+    await fleet_of([good, other], SHOP).apply()
+    with FaultProxy(servers[1]) as proxy:
+        database = psycopg.conninfo.conninfo_to_dict(other.url.get_secret_value())["dbname"]
+        hung = Shard.model_validate({"name": other.name, "url": proxy.url(str(database))})
+        proxy.cut_after("SELECT", how="silence")
+        async with asyncio.timeout(20):
+            found = await fleet_of([good, hung], SHOP, session={"connect_timeout_s": 1}).status()
+
+    assert [DONE, Outcome.UNREACHABLE] == [one.outcome for one in found]
+    assert "did not answer" in found[1].reason

@@ -543,3 +543,28 @@ async def test_a_blackholed_shard_is_given_up_in_time(shard: Shard, servers: lis
         await refusal(ShardUnreachable, elsewhere(shard, proxy.url(database_of(shard))), connect_timeout_s=2)
 
         assert 4 > asyncio.get_running_loop().time() - started
+
+
+async def test_a_server_that_hangs_after_connecting_is_given_up_in_time(shard: Shard, servers: list[Server]) -> None:
+    with FaultProxy(servers[0]) as proxy:
+        hung = proxy.cut_after("SELECT", how="silence")
+        async with asyncio.timeout(20):
+            message = await refusal(
+                ShardUnreachable, elsewhere(shard, proxy.url(database_of(shard))), connect_timeout_s=1
+            )
+
+    assert hung.struck.is_set()
+    assert "did not answer within 1 s" in message
+    assert f"127.0.0.1:{proxy.port}" in message
+
+
+async def test_whoever_only_reads_does_not_wait_for_ever(shard: Shard, servers: list[Server]) -> None:
+    limits = {"connect_timeout_s": 1, "statement_timeout_s": 0.5}
+    with FaultProxy(servers[0]) as proxy:
+        async with (
+            asyncio.timeout(20),
+            at(elsewhere(shard, proxy.url(database_of(shard))), purpose="read", **limits) as session,
+        ):
+            proxy.cut_before("SELECT 42", how="silence")
+            with pytest.raises(ShardUnreachable, match=r"did not answer within 1\.5 s"):
+                await session.execute("SELECT 42")
