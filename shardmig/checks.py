@@ -29,6 +29,7 @@ __all__ = [
     "Samples",
     "check_of",
     "compare",
+    "contradicting",
     "differing",
     "disagreeing",
     "next_range",
@@ -113,6 +114,23 @@ async def differing(
     return Disagreement(tuple([str(value) for value in row] for row in found.rows))
 
 
+async def contradicting(session: Session, move: Move, after: Key | None, upto: Key | None) -> Disagreement:
+    """
+    Find rows of a range of which neither representation follows from the other, in one snapshot.
+
+    Since LIVE the application may have written into new what no forward(old) gives, and back(new) into old.
+    """
+    queries = [bound(check, move, after, upto) for check in (move.check, move.back_check) if check is not None]
+    if move.orphans is not None:
+        queries.append(bound(move.orphans, move, after, upto, target=True))
+    results = await session.transact(queries, isolation="REPEATABLE READ", local=BY_INDEX)
+    found = [[[str(value) for value in row] for row in result.rows] for result in results]
+    orphaned = found.pop() if move.orphans is not None else []
+    differing, *stale = found
+    follows_not = {tuple(key) for keys in stale for key in keys}
+    return Disagreement(tuple(key for key in differing if not stale or tuple(key) in follows_not), tuple(orphaned))
+
+
 class Samples:
     """
     When a range that was just moved is compared: at once after the first, then as often as takes 2 % of the time.
@@ -165,7 +183,7 @@ class Milestones:
 
 
 async def compare(
-    session: Session, move: Move, direction: Direction, *, last: Key | None = None
+    session: Session, move: Move, direction: Direction, *, last: Key | None = None, either: bool = False
 ) -> AsyncIterator[Disagreement]:
     """
     Compare the whole table, range after range, and yield each range's disagreement if there is one.
@@ -177,11 +195,15 @@ async def compare(
         move: whose check is asked.
         direction: as `disagreeing`.
         last: the last key that is compared; None for the end.
+        either: only rows that agree in no direction, see `contradicting`.
     """
     after: Key | None = None
     while True:
         upto = await next_range(session, move, direction, after, last=last)
-        found = await disagreeing(session, move, direction, after, upto or last)
+        if either:
+            found = await contradicting(session, move, after, upto or last)
+        else:
+            found = await disagreeing(session, move, direction, after, upto or last)
         if found.keys:
             yield found
         if upto is None:

@@ -21,7 +21,6 @@ from shardmig.ledger import translated
 from shardmig.moves import MoveRun
 from shardmig.plan import Switch
 from shardmig.sampling import refuse_lossy
-from shardmig.session import Query
 from shardmig.states import Guard, State, route
 from shardmig.steps import Stopped
 
@@ -50,7 +49,7 @@ class Edges:
         steps: does what the guards ask for.
         pace: of the moves.
         reason: for the log of what is switched.
-        rechecks: compare all rows before LIVE, also where that was done before.
+        rechecks: compare all rows before LIVE also where that was done before; none is changed then.
         vouched: an operator vouches that every process which runs knows the flags.
         mismatches: a file for the rows that a check finds wrong; None names the first of them only.
         host: what moves of other shards on the same server share with those here.
@@ -65,7 +64,6 @@ class Edges:
     mismatches: Mismatches | None = None
     host: Host | None = None
     known: dict[str, FlagRow] = field(default_factory=dict)
-    _rechecked: set[str] = field(init=False, default_factory=set)
 
     @property
     def _turn(self) -> Turn:
@@ -154,9 +152,8 @@ class Edges:
                 await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
             case Guard.NEW_VALID if not row.new_valid:
                 await self.make_valid(plan, forward=True, row=row)
-            case Guard.NEW_VALID if self.rechecks and plan.moves and plan.flag not in self._rechecked:
-                await self._forget_check(plan, row)
-                await self.make_valid(plan, forward=True)
+            case Guard.NEW_VALID if self.rechecks:
+                await self._refuse_contradicting(plan)
             case Guard.OLD_VALID if not row.old_valid:
                 await self.make_valid(plan, forward=False, row=row)
             case _:
@@ -164,19 +161,6 @@ class Edges:
         if edge.target is State.DONE:
             await self._refuse_lost(plan)
             await relaxation.relax(self._turn.session, plan, fence=[self._turn.hold()], listener=self.steps.listener)
-
-    async def _forget_check(self, plan: Plan, row: FlagRow) -> None:
-        """Take back that new is valid: whoever finds it wrong now must not leave a flag that may go LIVE."""
-        doubted = Query(
-            "UPDATE shardmig.flag SET new_valid = false WHERE shard = $1 AND flag = $2 AND epoch = $3",
-            (self._turn.shard, plan.flag, row.epoch),
-        )
-        numbers = [number for number, _ in plan.moves]
-        seeds = [number for number, move in plan.moves if move.seed]  # from LIVE on they were the application's
-        forgotten = self._turn.reopen_check(plan.revision, numbers, except_for=seeds)
-        with translated(self._turn.shard):
-            await self._turn.session.transact([self._turn.hold(), forgotten, doubted])
-        self._rechecked.add(plan.flag)
 
     async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
         forward = target > row.state
@@ -203,6 +187,18 @@ class Edges:
         if not self.vouched:
             self.steps.say(unvouched(self._turn.shard, plan))
 
+    async def _refuse_contradicting(self, plan: Plan) -> None:
+        """
+        Before LIVE, compare all rows again; none is changed, for since LIVE new may be newer than old.
+
+        What the application wrote then need not be forward(old), if old is back(new).
+        """
+        for number, move in plan.moves:
+            if not move.seed:  # from LIVE on they were the application's
+                what = "new is not forward(old)" + ("" if move.back_check is None else ", nor old back(new)")
+                why = f"stays DUAL, and no row of {move.table} was changed: {what}"
+                await self._refuse_differing(plan, number, "forward", why, either=True)
+
     async def _refuse_lost(self, plan: Plan) -> None:
         """
         Before DONE, compare all of old with back(new): the lossy test before the move has seen a sample only.
@@ -210,22 +206,27 @@ class Edges:
         From DONE on old goes stale, and the way back writes back(new) into every row.
         """
         for number, move in plan.moves:
-            if move.lossy or move.back is None:
-                continue
-            export, first = self._export(plan, move, "back"), None
-            async for found in compare(self._turn.session, move, "back"):
-                self.steps.pass_on()
-                first = first or found
-                if export is None:
-                    break
-                export(found)
-            if first is not None:
-                raise CheckFailed(
-                    f"{plan.flag} stays LIVE: going back from DONE would change rows of {move.table}, for back(new) is "
-                    f"not what stands in old; first keys: {first.shown()}. Correct those rows, or say lossy=True",
-                    shard=self._turn.shard,
-                    step=f"{plan.revision} step {number}",
-                )
+            if not move.lossy and move.back is not None:
+                why = f"stays LIVE: going back from DONE would change rows of {move.table}, for back(new) is not old"
+                await self._refuse_differing(plan, number, "back", why, cure=", or say lossy=True")
+
+    async def _refuse_differing(
+        self, plan: Plan, number: int, direction: Direction, why: str, *, cure: str = "", either: bool = False
+    ) -> None:
+        move, first = dict(plan.moves)[number], None
+        export = self._export(plan, move, direction)
+        async for found in compare(self._turn.session, move, direction, either=either):
+            self.steps.pass_on()
+            first = first or found
+            if export is None:
+                break
+            export(found)
+        if first is not None:
+            raise CheckFailed(
+                f"{plan.flag} {why}; first keys: {first.shown()}. Correct those rows{cure}",
+                shard=self._turn.shard,
+                step=f"{plan.revision} step {number}",
+            )
 
     async def _move(self, plan: Plan, number: int, move: Move, *, forward: bool) -> None:
         async def work() -> None:

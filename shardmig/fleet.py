@@ -102,7 +102,7 @@ class Fleet:
         terminate_older_than_s: end transactions older than this that a drain waits for; None: end nobody.
         reason: for the log.
         mismatches: a file for the rows that a check finds wrong.
-        rechecks: compare all rows before a flag goes LIVE, also where that was done before.
+        rechecks: compare all rows before a flag goes LIVE, also where that was done before; none is changed then.
         accepts_proof: go on where the proof of whole schemas failed before; people have looked.
     """
 

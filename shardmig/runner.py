@@ -72,7 +72,7 @@ class Run:
         proves_schemas: prove around all structure that whole schemas only grew, as on a canary.
         follows_canary: another shard has proved the same statements in full, so the express way is open.
         mismatches: a file for the rows that a check finds wrong; None names the first of them only.
-        rechecks: compare all rows before a flag goes LIVE, also where that was done before.
+        rechecks: compare all rows before a flag goes LIVE, also where that was done before; none is changed then.
         host: what moves of other shards on the same server share with those here.
     """
 

@@ -211,15 +211,6 @@ class Turn:
             (self.shard, revision, list(numbers), self.term),
         )
 
-    def reopen_check(self, revision: str, numbers: Sequence[int], *, except_for: Sequence[int]) -> Query:
-        """Take moves for unfinished, and forget that their rows were compared; behind `hold`."""
-        return Query(
-            "UPDATE shardmig.step SET status = 'PENDING', finished_at = NULL, check_cursor = NULL, "
-            "checked_at = CASE WHEN number = ANY ($4::int[]) THEN checked_at END "
-            "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[])",
-            (self.shard, revision, list(numbers), list(except_for)),
-        )
-
     def end(self) -> Query:
         """Say that nobody works on the shard any more; a successor's entry is left alone."""
         return Query(

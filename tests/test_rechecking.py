@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleets import fleet_of
-from moving import FLAG, customers, moving, notes, plan_of, same_table, second_table
+from moving import FLAG, customers, moving, plan_of, same_table, second_table
 
 from shardmig import checks
 from shardmig.checks import Samples
@@ -15,7 +15,7 @@ from shardmig.config import Pace, Shard
 from shardmig.errors import CheckFailed
 from shardmig.events import BatchDone
 from shardmig.outcomes import Outcome
-from shardmig.plan import Plan, Statement
+from shardmig.plan import Move, Plan, Statement
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -121,55 +121,95 @@ def state(psql: Any) -> tuple[Any, ...]:
     return tuple(row)
 
 
-@pytest.mark.parametrize("rechecks", [True, False])
-async def test_going_live_again_compares_all_rows_on_request(
-    live: Fleet, shard: Shard, connect: Connect, *, rechecks: bool
-) -> None:
-    psql = connect(shard)
-    psql.execute("UPDATE v SET b = 'spoiled' WHERE id = 7")
-    live.rechecks = rechecks
-    (await live.switch(FLAG, State.LIVE)).raise_for_failures()
-
-    assert (2, True) == state(psql)
-    assert [("X7" if rechecks else "spoiled",)] == psql.execute("SELECT b FROM v WHERE id = 7").fetchall()
-
-
-async def test_what_a_recheck_finds_wrong_keeps_the_flag_also_from_those_who_do_not_ask(
+async def test_going_live_again_compares_all_rows_on_request_and_changes_none(
     live: Fleet, shard: Shard, connect: Connect
 ) -> None:
+    """What is wrong since LIVE may be newer than what a repair would write over it."""
     psql = connect(shard)
-    # Whoever writes here knows nothing of the flag: no repair lasts.
-    psql.execute(
-        "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.b := 'spoiled'; RETURN NEW; END$$;"
-        "CREATE TRIGGER spoil BEFORE UPDATE ON v FOR EACH ROW WHEN (NEW.id = 7) EXECUTE FUNCTION spoil();"
-        "UPDATE v SET b = 'spoiled' WHERE id = 7"
-    )
+    psql.execute("UPDATE v SET b = 'spoiled' WHERE id = 7")
     live.rechecks = True
     [first] = await live.switch(FLAG, State.LIVE)
-    live.rechecks = False
-    [second] = await live.switch(FLAG, State.LIVE)
 
-    assert [Outcome.FAILED, Outcome.FAILED] == [first.outcome, second.outcome]
-    assert "v disagrees after move and repair: 1 rows, keys (7)" in second.reason
-    assert (1, False) == state(psql)
-    psql.execute("DROP TRIGGER spoil ON v")
+    said = "x stays DUAL, and no row of v was changed: new is not forward(old), nor old back(new); first keys: 1 rows"
+    assert Outcome.FAILED is first.outcome
+    assert f"{said}, keys (7). Correct those rows" in first.reason
+    assert [("spoiled",)] == psql.execute("SELECT b FROM v WHERE id = 7").fetchall()
+    assert (1, True) == state(psql)
+    psql.execute("UPDATE v SET b = 'X7' WHERE id = 7")
     (await live.switch(FLAG, State.LIVE)).raise_for_failures()
-    assert [("X7",)] == psql.execute("SELECT b FROM v WHERE id = 7").fetchall()
+    assert (2, True) == state(psql)
 
 
-async def test_a_recheck_goes_on_where_a_lost_connection_ended_it(live: Fleet, shard: Shard, connect: Connect) -> None:
+async def test_going_live_again_compares_nothing_where_nobody_asks(live: Fleet, shard: Shard, connect: Connect) -> None:
     psql = connect(shard)
-    heard, listen = notes()
-
-    def kill(event: Event) -> None:
-        listen(event)
-        if len(heard) == 1:
-            psql.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE application_name LIKE 'shardmig%' AND pid <> pg_backend_pid() AND datname = current_database()"
-            )
-
-    live.rechecks, live.listener = True, kill
+    psql.execute("UPDATE v SET b = 'spoiled' WHERE id = 7")
     (await live.switch(FLAG, State.LIVE)).raise_for_failures()
+
+    assert [(2, True, "spoiled")] == [(*state(psql), *row) for row in psql.execute("SELECT b FROM v WHERE id = 7")]
+
+
+async def test_what_live_wrote_richer_than_old_could_say_agrees_and_stays(shard: Shard, connect: Connect) -> None:
+    """A name that forward() would split elsewhere: old follows from new, and that is all that LIVE asks for."""
+    psql = connect(shard)
+    psql.execute("CREATE TABLE person (id bigint PRIMARY KEY, a text); INSERT INTO person VALUES (1, 'Ada Lovelace')")
+    first, last = "split_part(a, ' ', 1)", "substr(a, strpos(a, ' ') + 1)"
+    split = Move(
+        table="person",
+        key=("id",),
+        writes=("b", "c"),
+        restores=("a",),
+        forward=f"UPDATE person SET b = {first}, c = {last} WHERE {{batch}}",
+        check=f"SELECT id FROM person WHERE {{batch}} AND (b, c) IS DISTINCT FROM ({first}, {last})",
+        back="UPDATE person SET a = b || ' ' || c WHERE {batch}",
+        back_check="SELECT id FROM person WHERE {batch} AND a IS DISTINCT FROM b || ' ' || c",
+    )
+    columns = Statement(sql="ALTER TABLE person ADD COLUMN b text, ADD COLUMN c text")
+    fleet = fleet_of([shard], plan_of(split).model_copy(update={"steps": (columns, *plan_of(split).steps)}))
+    (await fleet.apply(aware="1")).raise_for_failures()
+    psql.execute("UPDATE person SET (a, b, c) = ('Mary Ann Lee', 'Mary Ann', 'Lee')")
+    (await fleet.switch(FLAG, State.DUAL)).raise_for_failures()
+    fleet.rechecks = True
+    (await fleet.switch(FLAG, State.LIVE)).raise_for_failures()
+
+    assert [("Mary Ann Lee", "Mary Ann", "Lee")] == psql.execute("SELECT a, b, c FROM person").fetchall()
+
+
+async def test_where_nothing_says_what_old_would_be_a_recheck_names_what_live_wrote(
+    shard: Shard, connect: Connect
+) -> None:
+    """A second table without a way back: rows that differ, that are missing, and that have no source."""
+    psql = connect(shard)
+    psql.execute(f"{T}; {customers(3)}")
+    copy = second_table(
+        forward="WITH source AS MATERIALIZED (SELECT id, a FROM t WHERE {batch} FOR SHARE) INSERT INTO u (t_id, a) "
+        "SELECT id, a FROM source ON CONFLICT (t_id) DO UPDATE SET a = excluded.a"
+    )
+    table = Statement(sql="CREATE TABLE u (t_id bigint PRIMARY KEY, a text)")
+    fleet = fleet_of([shard], plan_of(copy).model_copy(update={"steps": (table, *plan_of(copy).steps)}))
+    (await fleet.apply(aware="1")).raise_for_failures()
+    psql.execute("UPDATE u SET a = 'new' WHERE t_id = 1; DELETE FROM u WHERE t_id = 2; DELETE FROM t WHERE id = 3")
+    (await fleet.switch(FLAG, State.DUAL)).raise_for_failures()
+    fleet.rechecks = True
+    [report] = await fleet.switch(FLAG, State.LIVE)
+
+    assert "new is not forward(old); first keys: 3 rows, keys (1), (2), (3)" in report.reason
+    assert [(1, "new"), (3, "x3")] == psql.execute("SELECT t_id, a FROM u ORDER BY 1").fetchall()
+
+
+async def test_a_recheck_begins_again_where_a_lost_connection_ended_it(
+    live: Fleet, shard: Shard, connect: Connect
+) -> None:
+    psql, holder = connect(shard), connect(shard)
+    live.rechecks = True
+    runner = (
+        "FROM pg_stat_activity WHERE application_name LIKE 'shardmig%' AND wait_event_type = 'Lock' "
+        "AND datname = current_database()"
+    )
+    holder.execute("BEGIN; LOCK TABLE v")
+    switching = asyncio.create_task(live.switch(FLAG, State.LIVE))
+    while not psql.execute(f"SELECT pg_terminate_backend(pid, 5000) {runner}").fetchall():
+        await asyncio.sleep(0.01)
+    holder.execute("COMMIT")
+    (await switching).raise_for_failures()
 
     assert (2, True) == state(psql)

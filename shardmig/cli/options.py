@@ -94,7 +94,9 @@ Pace = Annotated[
 ]
 Recheck = Annotated[
     bool,
-    typer.Option("--recheck", help="Compare all rows before a flag goes LIVE, also where they were compared before."),
+    typer.Option(
+        "--recheck", help="Compare all rows before a flag goes LIVE, also where that was done before; none is changed."
+    ),
 ]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the shard's log.")]
 Partition = Annotated[
