@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardmig.catalog import mode_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Ready", "preflight"]
 
 _GRANTABLE = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN", "ALL"})
+_CONFLICT = re.compile(r"\bON\s+CONFLICT\s*\(([^()]*)\)", re.IGNORECASE)
 _KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table", "S": "a sequence", "c": "a type"}
 
 
@@ -120,14 +122,27 @@ def _move_problems(move: Move, findings: Findings) -> Iterator[str]:
     if target is not None:
         rows = findings.rows[target.name]
         yield from _column_problems(rows, (*move.target_key, *move.writes), findings)
-        if move.target is not None and not any(set(columns) == set(move.target_key) for columns in rows.unique):
+        if move.target is not None and not _finds_rows(move, rows.unique):
+            held = ", ".join(move.target_key)
             yield (
-                f"table {target.name} has no unique index on exactly ({', '.join(move.target_key)}), "
-                "by which a move finds the row to overwrite"
+                f"table {target.name} has no unique index on ({held}), nor does its move's SQL name one that begins "
+                "with it, so rows cannot be overwritten there; make it the table's primary key or UNIQUE"
             )
     if move.triggers == "refuse":
         creating = None if target is not None or move.target is None else findings.coming(move.target)
         yield from reaction_problems(move, findings.reactions, creating=creating)
+
+
+def _finds_rows(move: Move, unique: Iterable[Sequence[str]]) -> bool:
+    """
+    Say whether a move finds the rows of its target that a row of the source becomes.
+
+    One row is found by a unique index on the key it carries; several, by one that begins with it (the rows of a range
+    are read by it), unless the SQL insists that there be one.
+    """
+    held = set(move.target_key)
+    named = {name.strip(' "') for names in _CONFLICT.findall(move.forward) for name in names.split(",")}
+    return any(set(columns) == held or (named != held and set(columns[: len(held)]) == held) for columns in unique)
 
 
 def _moved_table_problems(table: Table, rows: Rows) -> Iterator[str]:

@@ -52,12 +52,14 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
         sa.Column("city", sa.Text),
         sa.Column("currency", sa.Text),
+        sa.Column("tags", sa.Text),
     )
 '''
 ROWS = """
 INSERT INTO customer (full_name) VALUES ('Ada Lovelace'), ('Plato');
 INSERT INTO currency (code) VALUES ('EUR'), ('SEK');
-INSERT INTO orders (city, currency) VALUES ('London', 'SEK'), (NULL, 'EUR'), ('Athens', NULL);
+INSERT INTO orders (city, currency, tags)
+    VALUES ('London', 'SEK', 'gift'), (NULL, 'EUR', 'late,big,gift'), ('Athens', NULL, NULL);
 """
 
 
@@ -94,6 +96,8 @@ def fetch(shard: Shard, sql: str) -> list[tuple[object, ...]]:
 NEW = "SELECT first_name, last_name FROM customer ORDER BY id"
 ADDRESSES = "SELECT order_id, city FROM order_address ORDER BY 1"
 CURRENCIES = "SELECT currency_id, currency FROM orders ORDER BY id"
+TAGS = "SELECT order_id, position, tag FROM order_tag ORDER BY 1, 2"
+USES = "SELECT currency_id, orders FROM currency_use ORDER BY 1"
 
 
 def test_the_moves_of_the_page_run_there_and_back(tmp_path: Path, shard: Shard) -> None:
@@ -108,18 +112,28 @@ def test_the_moves_of_the_page_run_there_and_back(tmp_path: Path, shard: Shard) 
     assert [("Ada", "Lovelace"), ("Plato", None)] == fetch(shard, NEW)
     assert [(1, "London"), (3, "Athens")] == fetch(shard, ADDRESSES)
     assert [(2, "SEK"), (1, "EUR"), (None, None)] == fetch(shard, CURRENCIES)
+    assert [(1, 1, "gift"), (2, 1, "late"), (2, 2, "big"), (2, 3, "gift")] == fetch(shard, TAGS)
+    assert [(1, 1), (2, 1)] == fetch(shard, USES)
 
-    for flag in ("split_name", "order_address", "order_currency"):
+    # what is shorter when it moves again leaves nothing behind
+    terminal.run("shardmig switch order_tag DUAL --all && shardmig switch order_tag OLD --all")
+    fetch(shard, "UPDATE orders SET tags = 'big' WHERE id = 2")
+    terminal.run("shardmig switch order_tag LIVE --all")
+    assert [(1, 1, "gift"), (2, 1, "big")] == fetch(shard, TAGS)
+
+    for flag in ("split_name", "order_address", "order_currency", "order_tag"):
         terminal.run(f"shardmig switch {flag} DONE --all")
     fetch(shard, "UPDATE customer SET last_name = 'Byron' WHERE id = 1")
     fetch(shard, "UPDATE order_address SET city = 'Paris' WHERE order_id = 1")
     fetch(shard, "UPDATE orders SET currency_id = 1")
-    for flag in ("split_name", "order_address", "order_currency"):
+    fetch(shard, "INSERT INTO order_tag VALUES (2, 2, 'late'), (3, 1, 'new')")
+    for flag in ("split_name", "order_address", "order_currency", "order_tag"):
         terminal.run(f"shardmig switch {flag} DUAL --all")
 
     assert [("Ada Byron",), ("Plato",)] == fetch(shard, "SELECT full_name FROM customer ORDER BY id")
     assert [("Paris",), (None,), ("Athens",)] == fetch(shard, "SELECT city FROM orders ORDER BY id")
     assert [("EUR",)] * 3 == fetch(shard, "SELECT currency FROM orders")
+    assert [("gift",), ("big,late",), ("new",)] == fetch(shard, "SELECT tags FROM orders ORDER BY id")
 
 
 def test_every_argument_of_move_rows_stands_there_with_its_default() -> None:

@@ -122,6 +122,25 @@ ADDRESS = Table(
 )
 
 
+SEVERAL = "INSERT INTO pairs (a, b) SELECT id, 1 FROM orders WHERE {batch}"
+CHECK = "SELECT id FROM orders WHERE {batch}"
+
+
+def test_by_hand_a_row_may_become_several() -> None:
+    pairs = Table({}, ("a", "b"), created=True)
+    move = derive(
+        "orders",
+        forward=SEVERAL,
+        check=CHECK,
+        writes="b",
+        into="pairs",
+        target_key="a",
+        tables={"orders": ORDERS, "pairs": pairs},
+    )
+
+    assert ("a",) == move.target_key
+
+
 def test_the_key_is_the_primary_key_that_scripts_gave_the_table() -> None:
     tables = {"orders": ORDERS, "order_address": ADDRESS}
 
@@ -139,6 +158,10 @@ def test_the_key_is_the_primary_key_that_scripts_gave_the_table() -> None:
         ({"table": "orders", "into": "unknown"}, "give target_key="),
         ({"table": "orders", "into": "pairs"}, r"target_key= \(a, b\) and the key of orders \(id\) differ in length"),
         ({"table": "orders", "into": "pairs", "target_key": "a"}, r"\(a\) is not unique in pairs"),
+        (
+            {"table": "orders", "into": "pairs", "target_key": "c", "forward": SEVERAL, "check": CHECK, "writes": "d"},
+            r"\(c\) is not unique in pairs",
+        ),
         ({"table": "orders", "into": "pairs", "target_key": {"a": "no"}}, "gives each of id one column of pairs"),
         ({"table": "orders", "into": "pairs", "target_key": {"a": "id", "b": "id"}}, "gives each of id one column"),
         ({"table": "orders", "into": "order_address", "forward": {"order_id": "1"}}, "leave it out of forward="),

@@ -315,6 +315,36 @@ async def test_the_key_and_the_columns_of_a_move_must_be_real(
     assert found.startswith(cure)
 
 
+@pytest.mark.parametrize(
+    ("key", "by_hand", "ready"),
+    [
+        ("order_id", False, True),
+        ("order_id, line", False, False),
+        ("order_id, line", True, True),
+        ("line, order_id", True, False),
+        ("line", True, False),
+    ],
+)
+async def test_a_second_table_has_a_key_by_which_its_rows_are_found(
+    shop: Shard, connect: Connect, key: str, *, by_hand: bool, ready: bool
+) -> None:
+    """One row for a row of the source, by its key; several, where the SQL says so and the key begins with it."""
+    columns = "order_id bigint, line int DEFAULT 1, street text, zip text, city text"
+    connect(shop, user="shop_owner").execute(f"CREATE TABLE order_address ({columns}, UNIQUE ({key}))".encode())
+    plan = ORDER_ADDRESS.plan
+    [(_, move)] = plan.moves
+    several = {"forward": move.forward.replace("ON CONFLICT (order_id)", "ON CONFLICT (order_id, line)")}
+    assert several["forward"] != move.forward
+    steps = [step.model_copy(update=several) if by_hand and step == move else step for step in plan.steps]
+    given = accept(plan.model_copy(update={"steps": tuple(steps)}), earlier=PLANS[:2])
+
+    if ready:
+        assert [] == await ask(shop, given)
+    else:
+        [found] = await reasons(shop, given)
+        assert found.startswith("table order_address has no unique index on (order_id)")
+
+
 async def test_a_view_in_place_of_a_table_is_named(shop: Shard, connect: Connect) -> None:
     owner = connect(shop, user="shop_owner")
     owner.execute("ALTER TABLE customer RENAME TO customer_v1")
