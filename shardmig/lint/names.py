@@ -144,13 +144,13 @@ VALUE_MEMBERS = _names("""
     between bindparams bitwise_and bitwise_lshift bitwise_not bitwise_or bitwise_rshift bitwise_xor bool_op c cast
     collate columns comment concat contained_by contains correlate create_type cte delete desc description dimensions
     distinct endswith enums except_ except_all excluded exists fetch filter filter_where foreign_keys from_select
-    fullname group_by has_all has_any has_key having icontains iendswith ilike in_ insert intersect intersect_all is_ is_not
-    is_distinct_from is_not_distinct_from isnot isnot_distinct_from istartswith item_type join key label lateral length
-    like limit match name not_ilike not_in not_like notilike notin_ notlike nullable nulls_first nulls_last nullsfirst
-    nullslast offset on_conflict_do_nothing on_conflict_do_update op order_by outerjoin over overlaps path_exists
-    path_match precision prefix_with primary_key regexp_match regexp_replace returning scalar_subquery scale schema
-    select select_from self_group server_default startswith subquery suffix_with table timezone type union union_all
-    update values where with_for_update with_only_columns with_variant within_group
+    fullname group_by has_all has_any has_key having icontains iendswith ilike in_ insert intersect intersect_all is_
+    is_distinct_from is_not is_not_distinct_from isnot isnot_distinct_from istartswith item_type join key label
+    lateral length like limit match name not_ilike not_in not_like notilike notin_ notlike nullable nulls_first
+    nulls_last nullsfirst nullslast offset on_conflict_do_nothing on_conflict_do_update op order_by outerjoin over
+    overlaps path_exists path_match precision prefix_with primary_key regexp_match regexp_replace returning
+    scalar_subquery scale schema select select_from self_group server_default startswith subquery suffix_with table
+    timezone type union union_all update values where with_for_update with_only_columns with_variant within_group
 """)
 
 # Python's own syntax, as far as it describes; a kind of node that is not here is refused.
