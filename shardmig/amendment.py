@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardmig import planfile
 from shardmig.errors import PlanChanged
 from shardmig.ledger import os_user, translated
-from shardmig.plan import step_sha256
+from shardmig.plan import Move, step_sha256
 from shardmig.session import Query
 from shardmig.todo import unamendable
 from shardmig.turn import in_turn
@@ -63,7 +63,7 @@ async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, r
         if (plan.revision, number) not in records.steps or not records.steps[plan.revision, number].done
     ]
     steps = [plan.steps[number - 1] for number in open_numbers]
-    touch = any(move.touch_source for _, move in plan.moves)
+    moves = any(isinstance(step, Move) for step in steps)  # one that was added moves rows, too, before LIVE
     which = (shard, plan.revision)
     async with in_turn(session) as turn:
         with translated(shard):
@@ -87,9 +87,9 @@ async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, r
                         (*which, open_numbers, [step.kind for step in steps], [step_sha256(step) for step in steps]),
                     ),
                     Query(
-                        "UPDATE shardmig.flag SET cross_table = $3, touch_source = $4, needs = $5 "
-                        "WHERE shard = $1 AND revision = $2",
-                        (*which, plan.cross_table, touch, list(plan.needs)),
+                        "UPDATE shardmig.flag SET cross_table = $3, touch_source = $4, needs = $5, "
+                        "new_valid = new_valid AND NOT $6::boolean WHERE shard = $1 AND revision = $2",
+                        (*which, plan.cross_table, plan.touch_source, list(plan.needs), moves),
                     ),
                     Query(
                         "INSERT INTO shardmig.log (shard, action, revision, before, after, reason, os_user) "

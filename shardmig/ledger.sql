@@ -215,6 +215,11 @@ BEGIN
         -- Applications keep these two under the shard's epoch: they say when not to write.
         IF (NEW.cross_table, NEW.touch_source) IS DISTINCT FROM (OLD.cross_table, OLD.touch_source) THEN
             UPDATE shardmig.shard SET epoch = token WHERE shard = NEW.shard;
+            -- W1: who was let in before may miss what is moved now, so he is waited for, and no earlier drain vouches.
+            IF NEW.cross_table AND NOT NEW.touch_source THEN
+                NEW.drained := false;
+                NEW.epoch := token;
+            END IF;
         END IF;
         RETURN NEW;
     END IF;

@@ -155,6 +155,11 @@ class Plan(_Frozen):
         return any(move.cross_table for _, move in self.moves)
 
     @property
+    def touch_source(self) -> bool:
+        """Whether every move that fills a second table touches its source rows: one that does not is enough to miss."""
+        return self.cross_table and all(move.touch_source for _, move in self.moves if move.cross_table)
+
+    @property
     def moves(self) -> tuple[tuple[int, Move], ...]:
         """The moves with their step numbers."""
         return tuple((n, s) for n, s in enumerate(self.steps, 1) if isinstance(s, Move))

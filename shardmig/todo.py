@@ -157,6 +157,10 @@ def unamendable(begun: Plan, plan: Plan, records: Records) -> list[str]:
         done = records.steps[plan.revision, number].done
         if done and (number > len(plan.steps) or step_sha256(step) != step_sha256(plan.steps[number - 1])):
             reasons.append(f"step {number} is finished there and must stay as it is, at its place")
+    if records.state(plan.flag) >= State.LIVE:
+        steps = (records.steps.get((plan.revision, number)) for number, _ in plan.moves)
+        if not all(step is not None and step.done for step in steps):
+            reasons.append(f"{plan.flag} is {records.state(plan.flag).name} there, so nothing moves forward any more")
     return reasons
 
 

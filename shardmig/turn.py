@@ -252,7 +252,6 @@ def begin_migration(shard: str, plan: Plan, *, position: int, text: str | None =
         term: who may record the steps without claiming them first; 0 is nobody.
     """
     written, sha256, hashes = _written(plan)
-    touch = any(move.touch_source for _, move in plan.moves)
     return [
         Query(
             "INSERT INTO shardmig.migration (shard, revision, position, flag, sha256, plan, started_by) "
@@ -275,7 +274,7 @@ def begin_migration(shard: str, plan: Plan, *, position: int, text: str | None =
         Query(
             "INSERT INTO shardmig.flag (shard, flag, revision, has_move, cross_table, touch_source, needs) "
             "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
-            (shard, plan.flag, plan.revision, plan.has_move, plan.cross_table, touch, list(plan.needs)),
+            (shard, plan.flag, plan.revision, plan.has_move, plan.cross_table, plan.touch_source, list(plan.needs)),
         ),
     ]
 
