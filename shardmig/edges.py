@@ -76,6 +76,9 @@ class Edges:
             edges = route(State(row.state), target, has_move=row.has_move)
         except ValueError as error:
             raise SwitchRefused(f"flag {flag}: {error}", shard=self._turn.shard) from None
+        if any(edge.guard is Guard.OLD_VALID for edge in edges):
+            # Before the first of them: DONE → LIVE would be committed, and a move that cannot begin noted as failed.
+            self._refuse_one_way(accepted.plan, row)
         for edge in edges:
             self.steps.pass_on()
             await self.steps.surely(partial(self._take, accepted.plan, edge))
@@ -94,12 +97,8 @@ class Edges:
         row = row or await switching.read_flag(self._turn.session, plan.flag)
         if row.new_valid if forward else row.old_valid:
             return
-        if not forward and not plan.moves:
-            raise PreflightFailed(
-                f"{plan.flag} cannot go back from DONE: writers have left old alone, and its script has no move that "
-                "could fill it; it may stay LIVE for ever",
-                shard=self._turn.shard,
-            )
+        if not forward:
+            self._refuse_one_way(plan, row)
         while True:
             row = await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
             term = self._turn.term
@@ -182,6 +181,14 @@ class Edges:
             await self._turn.session.transact([self._turn.hold(), *reversed(purges)])
         except pg.IntegrityError as error:
             self.steps.say(Warned(self._turn.shard, f"{plan.flag}: seed rows stay: {error.diag.message_primary}"))
+
+    def _refuse_one_way(self, plan: Plan, row: FlagRow) -> None:
+        if not row.old_valid and not plan.has_way_back:
+            raise PreflightFailed(
+                f"{plan.flag} cannot go back from DONE: writers have left old alone, and its script has no `back` that "
+                f"could fill it; it stays {State(row.state).name}, and may for ever",
+                shard=self._turn.shard,
+            )
 
     def _warn_unless_vouched(self, plan: Plan) -> None:
         if not self.vouched:

@@ -165,6 +165,11 @@ class Plan(_Frozen):
         return tuple((n, s) for n, s in enumerate(self.steps, 1) if isinstance(s, Move))
 
     @property
+    def has_way_back(self) -> bool:
+        """Whether new can fill old again after DONE: every move says how; of a plan's own rows nothing moves back."""
+        return bool(self.moves) and all(move.seed or move.back is not None for _, move in self.moves)
+
+    @property
     def sha256(self) -> str:
         """
         Hash of every byte that is executed or steers execution.

@@ -516,10 +516,29 @@ async def test_protocol_dual_walks_through_dual_though_nothing_is_moved(fleet: C
 
     flips = [(e.before, e.after) for e in seen if isinstance(e, FlagSwitched) and e.flag == "version"]
     assert [(State.OLD, State.DUAL), (State.DUAL, State.LIVE)] == flips
-    for state, flag in ((State.DONE, "DONE"), (State.DUAL, "LIVE")):
-        [report] = await made.switch("version", state)
-        assert flag == (await made.status())[0].records.state("version").name  # type: ignore[union-attr]
-    assert "cannot go back from DONE" in report.reason
+
+
+@pytest.mark.parametrize("later", [(), (State.LIVE,)], ids=["from DONE", "from LIVE, that was DONE"])
+@pytest.mark.parametrize("moves", [True, False])
+async def test_where_nothing_leads_back_a_flag_stays_where_it_is_and_nothing_counts_as_failed(
+    fleet: Callable[..., Fleet], later: tuple[State, ...], *, moves: bool
+) -> None:
+    steps = SPLIT.steps if moves else [step for step in SPLIT.steps if not isinstance(step, Move)]
+    made = fleet(SHOP, SPLIT.model_copy(update={"protocol": "dual", "steps": tuple(steps)}))
+    await applied(made)
+    for state in (State.DONE, *later):
+        assert (await made.switch("split", state)).done
+
+    for target in (State.DUAL, State.OLD):
+        [report] = await made.switch("split", target)
+        assert "split cannot go back from DONE" in report.reason
+    [status] = await made.status()
+    assert status.records is not None
+    assert ((later or (State.DONE,))[-1], Outcome.DONE, "") == (
+        status.records.state("split"),
+        status.outcome,
+        status.reason,
+    )
 
 
 async def test_an_operator_in_an_open_transaction_parks_the_shard(

@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from shardmig.events import Event, Listener
     from shardmig.fleet import Fleet, ShardStatus
     from shardmig.mismatches import Mismatches
-    from shardmig.plan import AcceptedPlan
+    from shardmig.plan import AcceptedPlan, Plan
     from shardmig.rollout import Wave
 
-__all__ = ["confirm", "exporting", "run", "watch"]
+__all__ = ["confirm", "confirm_done", "exporting", "run", "watch"]
 
 T = TypeVar("T")
 
@@ -107,19 +107,34 @@ def watch(fleet: Fleet, show: Callable[[list[ShardStatus]], None]) -> list[Shard
 
 
 def confirm(order: Sequence[Wave], *, yes: bool) -> None:
+    """Ask whether to walk several waves; as `_ask`."""
+    if not yes and sum(not wave.canary for wave in order) > 1:
+        listed = "; ".join(str(wave) for wave in order)
+        _ask(listed, f"{len(order)} waves and no terminal to ask: say --yes. The order: {listed}")
+
+
+def confirm_done(plan: Plan, *, yes: bool) -> None:
+    """Ask whether a flag shall go where nothing leads back from; as `_ask`."""
+    if not yes and not plan.has_way_back:
+        why = "has no `back`" if plan.moves else "moves nothing"
+        known = (
+            f"the script of {plan.flag} {why}: from DONE on writers leave old alone, and nothing can fill it again to "
+            "go back; LIVE costs little, and a flag may stay there for ever"
+        )
+        _ask(known, f"{known}. No terminal to ask: say --yes to go DONE all the same")
+
+
+def _ask(known: str, cannot: str) -> None:
     """
-    Ask whether to walk several waves; whoever cannot be asked must have said so.
+    Ask whether to go on; whoever cannot be asked must have said so.
 
     Raises:
         ConfigError: nobody is there to be asked.
         Abort: the answer is no.
     """
-    if yes or sum(not wave.canary for wave in order) <= 1:
-        return
-    listed = "; ".join(str(wave) for wave in order)
     if not (sys.stdin.isatty() and err.is_terminal):
-        raise ConfigError(f"{len(order)} waves and no terminal to ask: say --yes. The order: {listed}")
-    typer.confirm(f"{listed}\nGo on?", abort=True, err=True)
+        raise ConfigError(cannot)
+    typer.confirm(f"{known}\nGo on?", abort=True, err=True)
 
 
 def _both(one: Listener | None, other: Listener | None) -> Listener | None:

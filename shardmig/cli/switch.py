@@ -27,6 +27,9 @@ def switch(
     pace: options.Pace = None,
     reason: options.Reason = None,
     expect: options.Expect = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Go DONE without asking, also where nothing leads back from there.")
+    ] = False,
     take_over: options.TakeOver = False,
     terminate_older_than: options.TerminateOlderThan = None,
     recheck: options.Recheck = False,
@@ -50,6 +53,8 @@ def switch(
     here = project.load(config)
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag, expect=expect)
     accepted = here.plan_of_flag(flag)
+    if state.upper() == State.DONE.name:
+        progress.confirm_done(accepted.plan, yes=yes)
     fleet = here.fleet(
         chosen, jobs=jobs, pace=pace, take_over=take_over, terminate_older_than_s=terminate_older_than, reason=reason
     )

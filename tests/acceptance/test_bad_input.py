@@ -278,3 +278,16 @@ def test_a_broken_connection_to_psycopg_is_never_a_traceback(project: Project) -
     project.write_toml(urls={"eu1": "this is no url"})
     result = project.run("apply", "--shard", "eu1", code=None)
     assert result.code in {1, 2}
+
+
+def test_done_is_asked_about_where_nothing_leads_back_from_it(repository: Project) -> None:
+    repository.write_toml('[shards.eu1]\nurl = "postgresql://127.0.0.1:1/nobody"\n')
+    moved = 'def upgrade() -> None:\n    op.add_column("customer", sa.Column("upper", sa.Text()))\n\n\n'
+    moved += 'def move() -> None:\n    move_rows("customer", forward={"upper": "upper(full_name)"})\n'
+    script(repository, "upper", moved)
+    repository.run("plan")
+
+    says = "upper has no `back`.* nothing can fill it again.* say --yes"
+    refused(repository, "switch", "upper", "DONE", "--all", says=says)
+    for arguments in (["upper", "DONE", "--yes"], ["upper", "LIVE"], ["split_name", "DONE"]):
+        assert "unreachable" in repository.run("switch", *arguments, "--all", code=1).out
