@@ -464,6 +464,11 @@ BEGIN
     IF wanted IS NULL THEN
         RAISE EXCEPTION 'no state %: OLD, DUAL, LIVE or DONE', to_state USING ERRCODE = 'SM002';
     END IF;
+    IF wanted = 3 THEN
+        -- From here nobody sees whether writers may leave old out, nor whether back(new) is what stands in it.
+        RAISE EXCEPTION 'flag % of shard % goes DONE by the command alone, which looks at all rows and old columns first',
+            of_flag, here USING ERRCODE = 'SM002', HINT = format('shardmig switch %s DONE --shard %s', of_flag, here);
+    END IF;
     PERFORM set_config('shardmig.reason', coalesce(why, ''), true);
     UPDATE shardmig.flag f SET state = wanted WHERE f.shard = here AND f.flag = of_flag;
     IF NOT FOUND THEN

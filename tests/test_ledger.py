@@ -150,6 +150,21 @@ async def test_what_the_ledger_says_cannot_be_forged_by_hand(shard: Shard, conne
             psql.execute(change)
 
 
+async def test_operators_take_a_flag_anywhere_but_to_done(shard: Shard, connect: Connect) -> None:
+    """Whether INSERTs may leave old out, and whether back(new) is what stands there, the command looks at alone."""
+    await begun(shard, has_move=True)
+    psql = connect(shard)
+    put(psql, State.LIVE, GUARDS)
+
+    with pytest.raises(psycopg.errors.DatabaseError, match="goes DONE by the command alone") as refused:
+        psql.execute("SELECT shardmig.switch('x', 'done', 'why')")
+    assert "shardmig switch x DONE --shard eu1" == refused.value.diag.message_hint
+    psql.execute("SELECT shardmig.switch('x', 'DUAL', 'why')")
+    put(psql, State.DONE, ())
+    psql.execute("SELECT shardmig.switch('x', 'LIVE', 'why')")
+    assert State.LIVE.value == flag_row(psql)[0]
+
+
 async def test_a_flag_waits_for_the_flags_it_needs_and_locks_their_way_back(shard: Shard, connect: Connect) -> None:
     await begun(shard, has_move=False)
     plan = Plan(
@@ -225,7 +240,8 @@ async def test_an_operator_switches_from_psql_with_execute_alone(shard: Shard, c
     for wrong, why in (
         ("'nix', 'dual', ''", "no flag nix"),
         ("'x', 'half', ''", "no state half"),
-        ("'x', 'done', ''", "one edge"),
+        ("'x', 'live', ''", "new was not moved"),
+        ("'x', 'done', ''", "the command alone"),
     ):
         with pytest.raises(psycopg.errors.DatabaseError, match=why):
             operator.execute(f"SELECT shardmig.switch({wrong})")
