@@ -159,7 +159,7 @@ class Edges:
                 pass
         if edge.target is State.DONE:
             await self._refuse_lost(plan)
-            await relaxation.relax(self._turn.session, plan, fence=[self._turn.hold()], listener=self.steps.listener)
+            await relaxation.relax(self._turn.session, plan, fence=self._turn.hold(), listener=self.steps.listener)
 
     async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
         forward = target > row.state

@@ -25,6 +25,7 @@ from shardmig.edges import unvouched
 from shardmig.errors import ShardUnreachable
 from shardmig.events import BatchDone, FlagSwitched, StepDone, StepStarted, Waiting
 from shardmig.ledger import os_user
+from shardmig.locking import UNAWAITED
 from shardmig.plan import quote_name
 from shardmig.quiet import proof
 from shardmig.records import flags_of, flags_query
@@ -204,13 +205,18 @@ class Express:
 
     def _under_lock(self, item: Todo, number: int) -> list[Query]:
         record, *statements = recorded(self._turn, item.accepted, number)
-        limits = {"lock_timeout": self.session.settings.lock_timeout_ms[0], "statement_timeout": _STATEMENT_MS}
-        limited = ", ".join([record.sql, *(f"set_config('{name}', '{ms}ms', true)" for name, ms in limits.items())])
+        local = {
+            "lock_timeout": f"{self.session.settings.lock_timeout_ms[0]}ms",
+            "statement_timeout": f"{_STATEMENT_MS}ms",
+            **UNAWAITED,
+        }
+        limited = ", ".join([record.sql, *(f"set_config('{name}', '{value}', true)" for name, value in local.items())])
         proofs = [proof(self.quiet.tables[quote_name(name)]) for name in item.accepted.locked(number)]
         return [Query(limited, record.params), *statements, *proofs]
 
     def _ways(self, part: _Part) -> Iterator[_Part]:
         """Take flags where they shall be, those of plans that move nothing together; `part` goes before them."""
+        behind = part
         for item in self.todo:
             plan = item.plan
             if self._is_left(item):
@@ -222,6 +228,8 @@ class Express:
                 part = _Part()
             else:
                 self._switch(part, plan, State.OLD, State.LIVE)
+        if part is behind and not part.queries:  # a commit that waits for standbys has to follow what is UNAWAITED
+            part.queries.append(self._turn.hold())
         yield part
 
     def _way_of_a_handful(self, part: _Part, plan: Plan) -> Iterator[_Part]:

@@ -5,6 +5,11 @@ Whoever queues for an ACCESS EXCLUSIVE lock makes everybody behind it queue too,
 reader stops the application for as long as that reader runs. Therefore: while an old transaction holds the table, wait
 without queueing; else queue for a few milliseconds, a little longer at each real try. The look, the change, its proof,
 its record and COMMIT travel in one flight: while the lock is held, nobody waits for the network.
+
+Nor for a standby: COMMIT keeps its locks until a synchronous standby has answered, so it is a local one, and a commit
+with the session's own setting waits behind it, in the same flight, holding nothing. A failover in between loses the
+change and its record together, for they are one transaction, and whatever is built upon them comes later in the WAL: a
+standby that has a flag's flip has the structure before it. Nothing is reported before the second commit.
 """
 
 from __future__ import annotations
@@ -23,12 +28,15 @@ from shardmig.plan import quote_name
 from shardmig.session import Query, sqlstate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from shardmig.config import SessionSettings
     from shardmig.session import Result, Session
 
-__all__ = ["Held", "Ladder", "Mode", "Try", "Wait", "holders", "mode_of", "under_lock"]
+__all__ = ["UNAWAITED", "Held", "Ladder", "Mode", "Try", "Wait", "holders", "mode_of", "under_lock"]
+
+UNAWAITED = {"synchronous_commit": "local"}
+"""For a transaction that holds what readers or writers need; another commit has to follow it in the same flight."""
 
 _HELD_TOO_LONG = "SM003"  # SQLSTATE: the look inside the flight found an old transaction on the table
 _CANCELED = "57014"  # by statement_timeout, or by somebody's pg_cancel_backend
@@ -151,6 +159,7 @@ async def under_lock(
     mode: Mode = "ACCESS EXCLUSIVE",
     further: Sequence[str] = (),
     proof: bool = True,
+    behind: Query | None = None,
     on_wait: Callable[[Waiting], None] | None = None,
 ) -> list[Result]:
     """
@@ -165,6 +174,7 @@ async def under_lock(
         mode: the lock that the statements need, see `mode_of`.
         further: more relations that they lock likewise: all that the foreign keys of a new table point to.
         proof: whether the facts of the relation must be the same before and after.
+        behind: a write of the caller's for the commit that waits for standbys; without one, COMMIT itself does.
         on_wait: told at once and then each second who is in the way.
 
     Returns:
@@ -190,7 +200,9 @@ async def under_lock(
             case Try():
                 if decision.past_autovacuum:
                     tell.autovacuum(decision, held, clock())
-                results = await _try(session, (relation, *further), queries, decision, mode=mode, proof=proof)
+                results = await _try(
+                    session, (relation, *further), queries, decision, mode=mode, proof=proof, behind=behind
+                )
                 if isinstance(results, list):
                     return results
                 if results == "missed":
@@ -213,7 +225,14 @@ async def holders(session: Session, *relations: str, mode: Mode = "ACCESS EXCLUS
 
 
 async def _try(
-    session: Session, relations: Sequence[str], queries: Sequence[Query], attempt: Try, *, mode: Mode, proof: bool
+    session: Session,
+    relations: Sequence[str],
+    queries: Sequence[Query],
+    attempt: Try,
+    *,
+    mode: Mode,
+    proof: bool,
+    behind: Query | None,
 ) -> list[Result] | Literal["missed", "held"]:
     """Make one real try, unless the look at its beginning finds the table held by an old transaction."""
     remember, compare = proof_in_flight(session) if proof else (None, None)
@@ -234,7 +253,12 @@ async def _try(
     ]
     flight = [*before, *queries, *([compare] if compare else [])]
     try:
-        results = await session.transact(flight, isolation="REPEATABLE READ", local=_local(session, attempt))
+        results = await session.transact(
+            flight,
+            isolation="REPEATABLE READ",
+            local=_local(session, attempt) | (UNAWAITED if behind else {}),
+            behind=[behind] if behind else (),
+        )
     except psycopg.Error as error:
         state = sqlstate(error)
         if state == NOT_ADDITIVE:
@@ -260,7 +284,7 @@ def _not_additive(session: Session, found: str) -> ProofFailed:
     return ProofFailed(f"{found}; it was rolled back; {cure}", shard=session.shard.name)
 
 
-def _local(session: Session, attempt: Try) -> Mapping[str, str]:
+def _local(session: Session, attempt: Try) -> dict[str, str]:
     hold_s, limit_s = session.settings.lock_hold_s, session.settings.statement_timeout_s
     local = {"lock_timeout": f"{attempt.lock_timeout_ms:.0f}ms"}
     if hold_s and not 0 < limit_s <= hold_s:

@@ -16,8 +16,6 @@ from shardmig.plan import quote, quote_name
 from shardmig.session import Query
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from shardmig.events import Listener
     from shardmig.plan import Plan
     from shardmig.session import Session
@@ -43,7 +41,7 @@ class _Column:
     constraints: str | None
 
 
-async def relax(session: Session, plan: Plan, *, fence: Sequence[Query] = (), listener: Listener | None = None) -> None:
+async def relax(session: Session, plan: Plan, *, fence: Query, listener: Listener | None = None) -> None:
     """
     Make sure that every old column of a plan may be left out, relaxing those that its script names.
 
@@ -80,7 +78,7 @@ async def relax(session: Session, plan: Plan, *, fence: Sequence[Query] = (), li
             session,
             table,
             [
-                *fence,
+                fence,
                 Query(f"ALTER TABLE {quote_name(table)} ALTER COLUMN {quote(name)} DROP NOT NULL"),
                 Query(
                     "INSERT INTO shardmig.log (shard, action, flag, revision, before, after) "
@@ -89,6 +87,7 @@ async def relax(session: Session, plan: Plan, *, fence: Sequence[Query] = (), li
                 ),
             ],
             proof=False,  # a constraint goes away: the one change that is declared, not added
+            behind=fence,
             on_wait=listener,
         )
 

@@ -160,6 +160,7 @@ class Session:
         *,
         isolation: Isolation = "READ COMMITTED",
         local: Mapping[str, str] | None = None,
+        behind: Sequence[Query] = (),
     ) -> list[Result]:
         """
         Run statements in one transaction and one flight, COMMIT included.
@@ -168,6 +169,7 @@ class Session:
             queries: what is executed, in this order.
             isolation: of the transaction.
             local: settings for this transaction only, such as {"lock_timeout": "10ms"}.
+            behind: executed in the same flight behind COMMIT, in a transaction of their own.
 
         Returns:
             One result for each query.
@@ -178,13 +180,13 @@ class Session:
         """
         prelude = [Query(f"BEGIN ISOLATION LEVEL {isolation}"), *([set_settings(local)] if local else [])]
         try:
-            results = await self.flight([*prelude, *queries, Query("COMMIT")])
+            results = await self.flight([*prelude, *queries, Query("COMMIT"), *behind])
         except psycopg.Error as error:
             if is_connection_lost(error) or self.connection.broken:
                 raise InDoubt(shard=self.shard.name) from error
             await self.roll_back()
             raise
-        return results[len(prelude) : -1]
+        return results[len(prelude) : len(prelude) + len(queries)]
 
     @asynccontextmanager
     async def transaction(

@@ -130,6 +130,7 @@ async def execute_under_lock(
             [*claim, *recorded(turn, accepted, number)],
             mode=locking.mode_of(_statement(accepted, number).sql),
             further=accepted.locked(number)[1:],
+            behind=turn.hold(),
             on_wait=listener,
         )
 
