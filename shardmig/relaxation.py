@@ -41,14 +41,15 @@ class _Column:
     constraints: str | None
 
 
-async def relax(session: Session, plan: Plan, *, fence: Query, listener: Listener | None = None) -> None:
+async def relax(session: Session, plan: Plan, *, fence: Query | None = None, listener: Listener | None = None) -> None:
     """
     Make sure that every old column of a plan may be left out, relaxing those that its script names.
 
     Args:
         session: on the shard.
         plan: whose flag is to go DONE.
-        fence: goes before each change in its transaction, and refuses it unless it is still the runner's turn.
+        fence: goes before each change in its transaction, and refuses it unless it is still the runner's turn; None in a
+            shard that is closed.
         listener: told who is in the way.
 
     Raises:
@@ -78,7 +79,7 @@ async def relax(session: Session, plan: Plan, *, fence: Query, listener: Listene
             session,
             table,
             [
-                fence,
+                *([fence] if fence else []),
                 Query(f"ALTER TABLE {quote_name(table)} ALTER COLUMN {quote(name)} DROP NOT NULL"),
                 Query(
                     "INSERT INTO shardmig.log (shard, action, flag, revision, before, after) "
