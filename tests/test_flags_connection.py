@@ -31,6 +31,7 @@ from shardmig import (
     WrongShard,
     WrongTransaction,
 )
+from shardmig.flags.connection import Known
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -466,6 +467,39 @@ async def test_ending_the_transaction_inside_its_block_is_told(
     await assert_usable(door, flags, connection)
 
 
+CHAINS = ["COMMIT AND CHAIN", "ROLLBACK AND CHAIN", "COMMIT; BEGIN", "COMMIT; BEGIN READ WRITE; SELECT 1"]
+
+
+@pytest.mark.parametrize("reported", [True, False], ids=["reported", "asked"])
+@pytest.mark.parametrize("default", ["off", "on"])
+@pytest.mark.parametrize("ends", CHAINS)
+async def test_another_transaction_behind_the_one_of_the_view_is_never_committed(
+    door: Door, shard: Shard, ledger: Ledger, flags: Flags, *, ends: str, default: str, reported: bool
+) -> None:
+    connection = await door.connect(shard)
+    await door.run(connection, f"SET default_transaction_read_only = {default}")
+    write = default == "off"
+
+    async def block(statement: str) -> None:
+        async with door.transaction(flags, connection, shard="eu1", write=write):
+            known = flags.known(connection)
+            assert known.reported
+            known.reported = reported  # False: as behind a pooler that keeps reports for itself
+            connection.prepare_threshold = None  # several statements in one message
+            await door.run(connection, statement)
+            if write:
+                await door.run(connection, "INSERT INTO note VALUES (7, 'by an old view')")
+
+    with pytest.raises(WrongTransaction, match="began another one"):
+        await block(ends)
+
+    assert status(connection) is IDLE
+    assert ledger.connection.execute("SELECT count(*) FROM note").fetchone() == (0,)
+    await block("SELECT 1")
+    assert ledger.connection.execute("SELECT count(*) FROM note").fetchone() == (int(write),)
+    assert await door.run(connection, "SHOW default_transaction_read_only") == [(default,)]
+
+
 @pytest.mark.parametrize("committed", [True, False])
 async def test_a_connection_lost_in_commit_is_in_doubt_and_said_so(
     door: Door, servers: list[local.Server], shard: Shard, ledger: Ledger, flags: Flags, *, committed: bool
@@ -806,6 +840,35 @@ async def test_clients_of_a_transaction_pooler_see_every_flip(
                 async with door.transaction(flags, client, shard="eu1") as view:
                     await door.run(client, "SELECT 1")
                     assert state is view[SPLIT_NAME]
+
+        async def chained(client: Any) -> None:
+            async with door.transaction(flags, client, shard="eu1"):
+                assert flags.known(client).reported
+                await door.run(client, "COMMIT AND CHAIN")
+
+        for client in clients:
+            with pytest.raises(WrongTransaction, match="began another one"):
+                await chained(client)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "reported"),
+    [
+        (b"off", b"on", True),
+        (b"on", b"off", True),
+        (b"off", b"off", False),  # kept by a pooler
+        (b"on", b"on", False),  # kept by one that gave us another server: what is reported says nothing
+        (None, None, False),
+    ],
+)
+def test_a_mark_is_believed_only_where_it_was_seen_to_change(
+    before: bytes | None, now: bytes | None, *, reported: bool
+) -> None:
+    known = Known()
+
+    known.marked(b"off" if before == b"on" != now else b"on", before=before, now=now)
+
+    assert known.reported is reported
 
 
 def test_every_connection_is_told_its_own_shard(shards: dict[str, Shard], connect: Connect, flags: Flags) -> None:

@@ -352,6 +352,42 @@ def test_a_commit_by_hand_is_told(engine: Engine, ledger: Ledger) -> None:
         connection.execute(text("COMMIT"))
 
 
+@pytest.mark.parametrize("reported", [True, False], ids=["reported", "asked"])
+@pytest.mark.parametrize("ends", ["COMMIT AND CHAIN", "ROLLBACK AND CHAIN", "COMMIT; BEGIN"])
+def test_a_chained_transaction_is_never_committed(
+    engine: Engine, ledger: Ledger, flags: Flags, ends: str, *, reported: bool
+) -> None:
+    def block(statement: str) -> None:
+        with Session(engine) as session, session.begin():
+            flags.of(session)
+            connection = session.connection().connection.driver_connection
+            flags.known(connection).reported &= reported
+            session.execute(text(statement))
+            session.execute(text("UPDATE customer SET full_name = 'by an old view'"))
+
+    with pytest.raises(WrongTransaction, match="began another one"):
+        block(ends)
+
+    assert ledger.connection.execute("SELECT full_name FROM customer").fetchone() == ("Ada Lovelace",)
+    block("SELECT 1")
+    assert ledger.connection.execute("SELECT full_name FROM customer").fetchone() == ("by an old view",)
+
+
+async def test_a_chained_transaction_of_an_async_session_is_never_committed(
+    aengine: AsyncEngine, ledger: Ledger, flags: Flags
+) -> None:
+    async def block() -> None:
+        async with AsyncSession(aengine) as session, session.begin():
+            await flags.aof(session)
+            await session.execute(text("COMMIT AND CHAIN"))
+            await session.execute(text("UPDATE customer SET full_name = 'by an old view'"))
+
+    with pytest.raises(WrongTransaction, match="began another one"):
+        await block()
+
+    assert ledger.connection.execute("SELECT full_name FROM customer").fetchone() == ("Ada Lovelace",)
+
+
 def test_two_phase_transactions_are_refused(engine: Engine) -> None:
     with engine.connect() as connection, pytest.raises(WrongTransaction, match="two-phase"):
         connection.begin_twophase()

@@ -13,7 +13,16 @@ from weakref import WeakKeyDictionary
 
 from shardmig.errors import LedgerMissing, ViewExpired, WriteRefused, WrongShard, WrongTransaction
 from shardmig.flags.core import Declared
-from shardmig.flags.opening import ONE_SNAPSHOT, read_asked, read_details, read_flags, read_opening, statements
+from shardmig.flags.opening import (
+    MARK,
+    MARKED,
+    ONE_SNAPSHOT,
+    read_asked,
+    read_details,
+    read_flags,
+    read_opening,
+    statements,
+)
 from shardmig.flags.prepared import Form, Prepared
 
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ if TYPE_CHECKING:
     from shardmig.flags.opening import Isolation, Opening, Statements
 
 
-__all__ = ["AsyncTransaction", "Flags", "Known", "Transaction"]
+__all__ = ["AsyncTransaction", "Flags", "Known", "Transaction", "refuse_another"]
 
 _IDLE, _ACTIVE, _IN_TRANSACTION, _IN_ERROR = range(4)  # pq.TransactionStatus
 _TUPLES_OK = 2  # pq.ExecStatus
@@ -135,15 +144,24 @@ class Known:
         view: of the transaction that is open; None: there is none.
         standby: its server was one when it last answered a reader.
         prepared: the openings that its server holds prepared.
+        mark: by which the transaction that was begun last is known again.
+        reported: whether the server told of the mark by itself, as it will of its end.
     """
 
-    __slots__ = ("__weakref__", "begun", "prepared", "standby", "view")
+    __slots__ = ("__weakref__", "begun", "mark", "prepared", "reported", "standby", "view")
 
     def __init__(self) -> None:
         self.begun = 0
         self.view: View | None = None
         self.standby = False
         self.prepared = Prepared()
+        self.mark = b""
+        self.reported = False
+
+    def marked(self, mark: bytes, *, before: bytes | None, now: bytes | None) -> None:
+        """Learn the mark of a transaction, and what was reported before it and with it."""
+        self.mark = mark
+        self.reported = now == mark != before
 
     def committing(self) -> bool:
         """Expire the view of the transaction that ends now; False when there was none."""
@@ -211,12 +229,15 @@ class _Begin:
         if known.view is not None:  # its block was never left, yet the connection is idle: a pool rolled it back
             known.rolling_back()
         self._number = known.begun = known.begun + 1
-        texts = self._statements()
+        reported = self._connection.pgconn.parameter_status
+        before = reported(MARK)
+        texts = self._statements(read_only=before == b"on")
         opening = yield from self._open(texts)
         if opening.standby and texts.isolation not in ONE_SNAPSHOT:
             self._refuse_two_snapshots()
-            texts = self._statements()
+            texts = self._statements(read_only=before == b"on")
             opening = yield from self._open(texts, first=b"ROLLBACK; ")
+        known.marked(texts.mark, before=before, now=reported(MARK))
         if not flags.admits(opening, write=write):
             details = read_details((yield from _exchange(self._connection, texts.details)))
             raise flags.refusal(opening, details, shard=shard, write=write)
@@ -248,7 +269,7 @@ class _Begin:
             )
         return opening
 
-    def _statements(self) -> Statements:
+    def _statements(self, *, read_only: bool) -> Statements:
         connection, isolation = self._connection, self._isolation
         if isolation is None:
             standby = self._known.standby and not self._write
@@ -258,6 +279,7 @@ class _Begin:
             write=self._write,
             isolation=isolation,
             deferrable=self._deferrable if self._deferrable is not None else connection.deferrable,
+            read_only=read_only,
             encoding="ascii" if self._shard.isascii() else connection.info.encoding,
         )
 
@@ -287,6 +309,13 @@ class _Begin:
                 f"shard {self._shard}: a statement failed inside and the error was caught, so everything was rolled "
                 "back; put such a statement into connection.transaction(), a savepoint"
             )
+        if self._known.reported:
+            refuse_another(self._connection.pgconn.parameter_status(MARK), self._known, shard=self._shard)
+
+    def _ask_mark(self) -> PQGen[None]:
+        """Do what reports of the server make superfluous; one round trip."""
+        answer = yield from _exchange(self._connection, MARKED)
+        refuse_another(answer.get_value(0, 0), self._known, shard=self._shard)
 
     def _has_open(self) -> bool:
         """Whether there is something to roll back, and it is ours: a block left late ends nobody else's."""
@@ -339,6 +368,9 @@ class Transaction(_Begin):
             return
         try:
             self._refuse_unless_open()
+            if not self._known.reported:
+                with self._connection.lock:
+                    self._connection.wait(self._ask_mark())
             self._known.committing()
             self._connection.commit()
         except BaseException:
@@ -382,6 +414,9 @@ class AsyncTransaction(_Begin):
             return
         try:
             self._refuse_unless_open()
+            if not self._known.reported:
+                async with self._connection.lock:
+                    await self._connection.wait(self._ask_mark())
             self._known.committing()
             await self._connection.commit()
         except BaseException:
@@ -421,6 +456,16 @@ def _driver() -> tuple[Callable[[PGconn], PQGen[list[PGresult]]], Callable[[PGre
     from psycopg import errors, generators  # noqa: PLC0415 - whoever has a connection has loaded it
 
     return generators.execute, errors.error_from_result
+
+
+def refuse_another(mark: bytes | None, known: Known, *, shard: str) -> None:
+    """Refuse to commit a transaction that bears another mark: the flags were read in one before it."""
+    if mark != known.mark:
+        raise WrongTransaction(
+            f"shard {shard}: SQL ended the transaction inside its block and began another one (COMMIT AND CHAIN, "
+            "COMMIT; BEGIN), which knows no flags and is rolled back; what was committed stays. Let the block end it "
+            f"(or {MARK.decode()} was set inside, by which it is known)"
+        )
 
 
 def _refuse_unless_idle(connection: Any) -> None:  # noqa: ANN401 - as above

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     Isolation: TypeAlias = IsolationLevel | Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 __all__ = [
+    "MARK",
+    "MARKED",
     "ONE_SNAPSHOT",
     "Details",
     "FlagRow",
@@ -38,13 +40,27 @@ ONE_SNAPSHOT = frozenset({"repeatable read", "serializable"})
 """The levels at which every statement of a transaction sees the same data, as the server spells them."""
 
 
+MARK = b"default_transaction_read_only"
+"""
+The setting by which a transaction is known again at its end.
+
+The opening turns it over with SET LOCAL: for this transaction it is decided already, whatever begins next finds the
+session's own again. The server reports it to the client whenever it changes, so who commits need not ask: a COMMIT AND
+CHAIN in between shows in libpq's own memory.
+"""
+MARKED = b"SELECT pg_catalog.current_setting('default_transaction_read_only')"
+"""Asks for it, where nobody reports it: poolers may keep it for themselves."""
+
 # Asked in every transaction, so no column more than needed: who writes must be able to (a standby is always read-only),
 # who reads must know a standby. Where the server stands is asked again each time: tomorrow it may be another one.
 _READING = "epoch, maintenance, pg_catalog.pg_is_in_recovery()"
 _WRITING = "epoch, maintenance, pg_catalog.current_setting('transaction_read_only')"
 # Defaults of server, database and role have a say in it, unless BEGIN names the level.
 _ISOLATION = ", pg_catalog.current_setting('transaction_isolation')"
-_OPENING = "SELECT {columns} FROM shardmig.shard WHERE shard = {shard}"
+# Marked in the WHERE, for one more column would have to be described and kept.
+_OPENING = """\
+SELECT {columns} FROM shardmig.shard WHERE shard = {shard}
+ AND pg_catalog.set_config('default_transaction_read_only', '{mark}', true) = '{mark}'"""
 
 # Costs a transaction nothing but a glance at the server's own memory, and only one after a rollback asks.
 _ASKING = ", (SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE name = '{name}')"
@@ -111,6 +127,7 @@ class Statements(NamedTuple):
         flags: epoch and flags.
         details: why the shard refuses.
         isolation: the level that BEGIN names, in lower case; empty when it names none.
+        mark: what `MARK` is in this transaction.
     """
 
     name: str
@@ -118,14 +135,30 @@ class Statements(NamedTuple):
     flags: bytes
     details: bytes
     isolation: str
+    mark: bytes
 
 
 @lru_cache(maxsize=4096)
 def statements(
-    shard: str, *, write: bool, isolation: Isolation | None, deferrable: bool | None, encoding: str = "utf-8"
+    shard: str,
+    *,
+    write: bool,
+    isolation: Isolation | None,
+    deferrable: bool | None,
+    read_only: bool = False,
+    encoding: str = "utf-8",
 ) -> Statements:
     """
     Write the statements that begin a transaction.
+
+    Args:
+        shard: its name.
+        write: whether the transaction wants to write.
+        isolation: the level; None leaves it to the session.
+        deferrable: None leaves it to the session.
+        read_only: what `MARK` is in the session, as far as known. A session whose transactions are read-only by default
+            begins none that writes, so for those it does not matter.
+        encoding: of the connection.
 
     Raises:
         WrongShard: no shard can have this name.
@@ -135,12 +168,13 @@ def statements(
     begin = _begin(write=write, level=level, deferrable=deferrable)
     columns = _READING if not write else _WRITING if level else _WRITING + _ISOLATION
     name = _literal(shard)
-    opening = _OPENING.format(columns=columns, shard=name)
+    mark = "off" if read_only and not write else "on"
+    opening = _OPENING.format(columns=columns, shard=name, mark=mark)
     prepared = _name(opening)
     # Prepared behind BEGIN: in front of it, its snapshot would be older than the transaction's isolation level allows.
     forms = {
         Form.PLAIN: opening,
-        Form.ASKING: _OPENING.format(columns=columns + _ASKING.format(name=prepared), shard=name),
+        Form.ASKING: _OPENING.format(columns=columns + _ASKING.format(name=prepared), shard=name, mark=mark),
         Form.PREPARING: f"PREPARE {prepared} AS {opening}; EXECUTE {prepared}",
         Form.EXECUTING: f"EXECUTE {prepared}",
     }
@@ -150,6 +184,7 @@ def statements(
         flags=_FLAGS.format(shard=name).encode(encoding),
         details=_DETAILS.format(shard=name).encode(encoding),
         isolation=level.lower(),
+        mark=mark.encode(),
     )
 
 

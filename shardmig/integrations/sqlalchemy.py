@@ -23,6 +23,8 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, scoped_session
 
 from shardmig.errors import WrongTransaction
+from shardmig.flags.connection import refuse_another
+from shardmig.flags.opening import MARK, MARKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,7 +144,8 @@ class _Transactions:
     def _committing(self, connection: Connection) -> None:
         """Expire the view; refuse a COMMIT that the server would answer with a silent ROLLBACK."""
         driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-        had_view = self._flags.known(driver).committing()
+        known = self._flags.known(driver)
+        had_view = known.committing()
         if had_view and driver.info.transaction_status.name == "INERROR":
             raise WrongTransaction(
                 f"shard {self._shard}: a statement failed inside and the error was caught, so everything was rolled "
@@ -153,6 +156,9 @@ class _Transactions:
                 f"shard {self._shard}: the transaction was ended by a statement of its own; what followed ran "
                 "without flags. Let SQLAlchemy commit"
             )
+        if had_view:
+            reported = driver.pgconn.parameter_status(MARK) if known.reported else _asked_mark(connection)
+            refuse_another(reported, known, shard=self._shard)
 
     def _rolling_back(self, connection: Connection) -> None:
         if not connection.invalidated and not connection.closed:
@@ -163,6 +169,10 @@ class _Transactions:
         known = self._flags.known(getattr(connection, "driver_connection", connection))
         if known.view is not None:
             known.rolling_back()
+
+
+def _asked_mark(connection: Connection) -> bytes:
+    return str(connection.exec_driver_sql(MARKED.decode()).scalar_one()).encode()
 
 
 def _driver(holder: object) -> object | None:
