@@ -291,7 +291,9 @@ class Fleet:
             todo, held = pending(plans, records or Records(shard), until=until, history=self.plans)
         except PlanChanged as changed:
             return ShardStatus(shard, Outcome.PLAN_CHANGED, str(changed), records, (), lines)
-        reasons = [f"{one.flag} is held at {one.state.name}" for one in held]
+        reasons = [
+            f"{one.flag} {'has to be filled in' if one.unfilled else 'is held at'} {one.state.name}" for one in held
+        ]
         if todo:
             revisions = [item.plan.revision for item in todo]
             many = f"{revisions[0]} … {revisions[-1]} ({len(todo)} revisions)"

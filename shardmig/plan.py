@@ -165,6 +165,11 @@ class Plan(_Frozen):
         return tuple((n, s) for n, s in enumerate(self.steps, 1) if isinstance(s, Move))
 
     @property
+    def filled_elsewhere(self) -> bool:
+        """Whether the flag walks through DUAL though nothing is moved: the application fills what is new."""
+        return self.has_move and not self.moves
+
+    @property
     def has_way_back(self) -> bool:
         """Whether new can fill old again after DONE: every move says how; of a plan's own rows nothing moves back."""
         return bool(self.moves) and all(move.seed or move.back is not None for _, move in self.moves)

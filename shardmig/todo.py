@@ -38,7 +38,7 @@ class Todo:
         accepted: the plan.
         statements: numbers of the structural steps not done.
         target: the state its flag shall reach; None when the flag is there or shall not move.
-        moves_only: the flag is in DUAL, and rows shall be moved without going further.
+        moves_only: in DUAL, rows shall be moved, or at least everybody waited for, without going further.
     """
 
     accepted: AcceptedPlan
@@ -54,10 +54,18 @@ class Todo:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A flag that somebody switched back: apply does not overrule people, `shardmig switch` goes forward again."""
+    """
+    A flag that waits for people: apply does not overrule them, `shardmig switch` goes forward again.
+
+    Attributes:
+        flag: its name.
+        state: where it waits.
+        unfilled: it is there for the first time, and the application has to fill it; else it was switched back.
+    """
 
     flag: str
     state: State
+    unfilled: bool = False
 
 
 def pending(
@@ -129,13 +137,16 @@ def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo 
     statements = tuple(n for n, s in enumerate(plan.steps, 1) if isinstance(s, Statement) and n not in done)
     state = records.state(plan.flag)
     reached = max((s.to for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and n in done), default=State.OLD)
-    if state < reached:
-        held, target, moves_only = Held(plan.flag, state), None, False
+    wanted, held, moves_only = _target(plan, until), None, False
+    if state < min(reached, wanted):
+        held, target = Held(plan.flag, state), None
     else:
-        held, wanted = None, _target(plan, until)
+        if plan.filled_elsewhere and until is Until.LIVE and state < State.LIVE:
+            held = Held(plan.flag, State.DUAL, unfilled=reached < State.LIVE)
         target = wanted if wanted > state else None
         valid = flag is not None and flag.new_valid
-        moves_only = until is Until.MOVED and plan.has_move and state < State.LIVE and not valid
+        moves = wanted is State.DUAL and (until is Until.MOVED or plan.filled_elsewhere)
+        moves_only = moves and state < State.LIVE and not valid
     unfinished = row is None or (row.finished_at is None and len(done) == len(plan.steps))
     if unfinished or statements or target is not None or moves_only:
         return Todo(accepted, statements, target, moves_only), held
@@ -197,6 +208,6 @@ def _amending(plan: Plan, row: MigrationRow, shard: str) -> list[str]:
 def _target(plan: Plan, until: Until) -> State:
     if until is Until.STRUCTURE:
         return State.OLD
-    if until is Until.LIVE:
+    if until is Until.LIVE and not plan.filled_elsewhere:  # readers turn to what nobody checked only on request
         return State.LIVE
     return State.DUAL if plan.has_move else State.OLD

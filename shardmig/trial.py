@@ -184,6 +184,14 @@ class Trial:
 
 def held_back(records: Records, held: Sequence[Held]) -> ShardReport:
     """Say that people hold flags back, and how to go on."""
-    names = ", ".join(f"{one.flag} is {one.state.name}" for one in held)
-    cure = f"`shardmig switch {held[0].flag} LIVE` goes forward again"
-    return ShardReport(records.shard, Outcome.PENDING, 0, f"{names}: somebody switched it back; {cure}")
+    reasons = []
+    if back := [one for one in held if not one.unfilled]:
+        names = ", ".join(f"{one.flag} is {one.state.name}" for one in back)
+        reasons.append(f"{names}: somebody switched it back; `shardmig switch {back[0].flag} LIVE` goes forward again")
+    reasons += [
+        f"{one.flag} is {one.state.name}, and everybody writes both: fill what is new, then `shardmig switch "
+        f"{one.flag} LIVE`"
+        for one in held
+        if one.unfilled
+    ]
+    return ShardReport(records.shard, Outcome.PENDING, 0, "; ".join(reasons))
