@@ -92,22 +92,24 @@ class Closure:
 
     async def _close(self, turn: Turn, mode: Mode, revision: str) -> None:
         await maintenance.close(turn, mode, revision, self.settings, stop=self.stop, listener=self.listener)
+        turn.closed = maintenance.LEVELS[mode]
 
     async def _lift(self, turn: Turn) -> None:
+        turn.closed = 0
         await maintenance.lift(turn, listener=self.listener)
         self.closed = False
 
     async def open_again(self, edges: Edges, plan_of: Callable[[str], Plan]) -> None:
         """Take what is not finished back to where it was when the shard was closed, then let the shard serve."""
-        unfinished = await self._unfinished()
+        records = await read_records(self.session)
+        if records is None or not records.maintenance:  # people have opened it, or a failover lost that it was closed
+            self.closed = False
+            return
+        unfinished = {row.flag for row in records.migrations.values() if row.finished_at is None}
         for flag, before in (await maintenance.states_before(self.session)).items():
             if flag in unfinished:
                 await edges.steps.surely(partial(edges.take_back, plan_of(flag), before))
         await edges.steps.surely(partial(self._lift, edges.steps.turn))
-
-    async def _unfinished(self) -> set[str]:
-        records = await read_records(self.session)
-        return {row.flag for row in records.migrations.values() if row.finished_at is None} if records else set()
 
     @contextmanager
     def telling(self) -> Iterator[None]:

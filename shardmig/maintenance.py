@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from shardmig.todo import Todo
     from shardmig.turn import Turn
 
-__all__ = ["Mode", "close", "closed_for", "hurried", "lift", "modes", "states_before", "wait_to_move"]
+__all__ = ["LEVELS", "Mode", "close", "closed_for", "hurried", "lift", "modes", "states_before", "wait_to_move"]
 
 Mode = Literal["read-only", "offline"]
+LEVELS: dict[Mode, int] = {"read-only": 1, "offline": 2}  # as the ledger writes them
 
 _LOOK_S = 1.0  # between two looks whether rows may move
 _BATCH_MS = 100.0  # nobody waits for a row lock while writers are out

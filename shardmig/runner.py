@@ -149,6 +149,7 @@ class Run:
             if by_people and not all(item.plan.online for item in todo):
                 # Whoever set maintenance by hand, or was told that its drain gave up, has not waited for who is inside.
                 await switching.drain_shard(self.session, "maintenance", stop=self.stop, listener=self.listener)
+                self._steps.turn.closed = records.maintenance
             for mode, group in groupby(zip(todo, modes, strict=True), key=itemgetter(1)):
                 items = [item for item, _ in group]
                 async with self._closure.around(mode, items, self._edges):

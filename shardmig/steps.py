@@ -54,8 +54,13 @@ class Steps:
         step = plan.steps[number - 1]
         self.say(StepStarted(self.turn.shard, plan.revision, number, step.kind))
         started = time.monotonic()
+
+        async def under_closure() -> None:
+            await self.turn.refuse_open()
+            await work()
+
         try:
-            await self.surely(work)
+            await self.surely(under_closure)
         except (InDoubt, ShardUnreachable):
             raise
         except ShardError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from psycopg import errors as pg
 
 from shardmig import planfile
-from shardmig.errors import Fenced, ShardError
+from shardmig.errors import Fenced, ShardError, SwitchedMeanwhile
 from shardmig.ledger import os_user, translated
 from shardmig.plan import step_sha256
 from shardmig.records import STEP_COLUMNS, StepRow
@@ -48,13 +48,15 @@ class Turn:
     Attributes:
         session: the connection; the same object after a renewal.
         term: raised by every take and every renewal.
+        closed: what is done in this turn relies on maintenance: 1 read-only, 2 offline; 0 does not.
     """
 
-    __slots__ = ("_raised", "session", "term")
+    __slots__ = ("_raised", "closed", "session", "term")
 
     def __init__(self, session: Session, term: int) -> None:
         self.session = session
         self.term = term
+        self.closed = 0
         self._raised = 0
 
     @classmethod
@@ -80,6 +82,7 @@ class Turn:
 
         Raises:
             Fenced: another runner worked here meanwhile.
+            SwitchedMeanwhile: the shard serves, which was closed: a standby that took over may lack that it was.
         """
         await self.session.reconnect()
         # A raise whose answer was lost may have happened. Taking another runner's for ours does no harm: this session
@@ -90,6 +93,23 @@ class Turn:
         if term > self.term + self._raised:
             raise Fenced(None, shard=self.shard)
         self.term, self._raised = term, 0
+        await self.refuse_open()
+
+    async def refuse_open(self) -> None:
+        """
+        Make sure that nobody is let in while this turn relies on it.
+
+        Raises:
+            SwitchedMeanwhile: people have opened the shard, or a failover has lost that it was closed.
+        """
+        if self.closed:
+            found = await self.session.execute("SELECT maintenance FROM shardmig.shard WHERE shard = $1", [self.shard])
+            if found.value < self.closed:
+                raise SwitchedMeanwhile(
+                    "the shard serves again, though what is done there wants nobody inside: its maintenance was lifted "
+                    "or lost in a failover; apply again",
+                    shard=self.shard,
+                )
 
     async def claim(self, revision: str, number: int) -> StepRow:
         """

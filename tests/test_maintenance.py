@@ -15,7 +15,7 @@ import pytest
 from fleets import NOTE, SHOP, UPPER, fleet_of
 
 from shardmig import Flag, Flags, ShardInMaintenance, State
-from shardmig.events import FlagSwitched, MaintenanceSet, StepStarted, Waiting, Warned
+from shardmig.events import FlagSwitched, MaintenanceSet, StepDone, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move
 
@@ -355,6 +355,56 @@ async def test_read_only_set_by_people_is_not_enough_for_a_plan_that_wants_nobod
     assert "wants the shard offline, for what it writes may be read half-done" in report.reason
     assert f"`shardmig maintenance on --shard {shard.name}`" in report.reason
     assert (1, "reports") == maintenance(psql)
+
+
+async def test_what_wants_nobody_inside_ends_where_people_let_somebody_in(shard: Shard, connect: Connect) -> None:
+    psql = await shop(shard, connect)
+    fleet = fleet_of([shard], SHOP, OFFLINE)
+
+    def lift(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 1:
+            psql.execute("SELECT shardmig.maintenance('off', 'sale')")
+
+    events = told(fleet, lift)
+    [report] = await fleet.apply()
+
+    assert Outcome.PARKED is report.outcome
+    assert "the shard serves again" in report.reason
+    assert [1] == [event.step for event in events if isinstance(event, StepDone)]
+    assert [(300, 0)] == psql.execute("SELECT count(*), count(upper_name) FROM customer").fetchall()
+    fleet.listener = None
+    assert (await fleet.apply()).done
+    assert [] == psql.execute(WRONG).fetchall()
+    assert ["offline", "off", "offline", "off"] == [mode for mode, _ in history(psql)]
+
+
+async def test_after_a_failover_that_lost_the_closing_nothing_is_done_until_the_shard_is_closed_again(
+    shard: Shard, connect: Connect
+) -> None:
+    psql = await shop(shard, connect)
+    fleet = fleet_of([shard], SHOP, OFFLINE)
+
+    def fail_over(event: Event) -> None:
+        if isinstance(event, StepStarted) and event.step == 1:
+            with psql.transaction():
+                psql.execute("SET LOCAL session_replication_role = replica")
+                psql.execute("UPDATE shardmig.shard SET maintenance = 0, reason = NULL")
+                psql.execute("DELETE FROM shardmig.log WHERE action = 'maintenance'")
+            psql.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'shardmig%' AND datname = current_database()"
+            )
+
+    events = told(fleet, fail_over)
+    [report] = await fleet.apply()
+
+    assert Outcome.PARKED is report.outcome
+    assert "its maintenance was lifted or lost in a failover" in report.reason
+    assert [] == [event for event in events if isinstance(event, StepDone)]
+    fleet.listener = None
+    assert (await fleet.apply()).done
+    assert [] == psql.execute(WRONG).fetchall()
+    assert ["offline", "off"] == [mode for mode, _ in history(psql)]
 
 
 async def test_what_people_closed_meanwhile_no_runner_opens(shard: Shard, connect: Connect) -> None:
