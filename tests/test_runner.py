@@ -512,11 +512,23 @@ async def test_what_the_application_has_to_fill_waits_in_dual_after_the_drain(
             Switch(to=State.DUAL), Switch(to=State.LIVE),
         ),
     )  # fmt: skip
-    seen: list[Event] = []
-    made = fleet(SHOP, version)
-    made.listener = seen.append
+    made = fleet(SHOP, version, session={"drain_timeout_s": 0.2})
+    await applied(made, until=Until.STRUCTURE)
+    inside = connect(shard, autocommit=False)
+    inside.execute("SELECT 'decided in OLD'")
 
-    await applied(made)
+    [report] = await made.apply(until=until)
+    assert (Outcome.PARKED, True) == (report.outcome, "the drain of version" in report.reason)
+    inside.rollback()
+    for _ in range(2):
+        [report] = await made.apply(until=until)
+        assert (until is Until.LIVE) == (
+            "version is DUAL, and everybody writes both: fill what is new" in report.reason
+        )
+    [status] = await made.status()
+    assert status.records is not None
+    assert (State.DUAL, True) == (status.records.state("version"), status.records.flags["version"].drained)
+    assert (Outcome.PENDING, True) == (status.outcome, "version has to be filled in DUAL" in status.reason)
 
     assert (await made.switch("version", State.LIVE)).done
     await applied(made)
