@@ -6,7 +6,7 @@ What does it cost an application to know the flags?
   on a unix socket and behind a network of 0.6 ms, with the CPU time of client and server, round trips counted; one
   client on cores that sleep while it waits, one on cores that are kept awake, and several clients at once;
 * the WAL of read-only transactions;
-* read-only transactions of 16 clients (pgbench, where it is installed);
+* read-only transactions of 16 clients, of psycopg and (where it is installed) of pgbench;
 * a flip and its drain under a few hundred transactions a second, and what the application feels of it while one
   transaction stays open for 1.5 s.
 
@@ -48,7 +48,7 @@ from shardmig.switching import drain, flip, read_flag
 from shardmig.turn import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from shardmig.session import Session
@@ -203,7 +203,7 @@ def transaction(server: local.Server, seconds: float) -> None:
     with relay(server, ROUND_TRIP_S) as url:
         race(f"A transaction of one SELECT behind {ROUND_TRIP_S * 1e3} ms", url, seconds)
         race(f"A SELECT and the UPDATE of what it found, behind {ROUND_TRIP_S * 1e3} ms", url, seconds, writes=True)
-        crowd(f"A transaction of one SELECT behind {ROUND_TRIP_S * 1e3} ms", url, seconds)
+        crowd(f"A transaction of one SELECT behind {ROUND_TRIP_S * 1e3} ms", url, seconds, clients=CROWD, ways=WAYS)
 
 
 def plain(connection: psycopg.Connection[Any], *, writes: bool) -> None:
@@ -340,31 +340,31 @@ while os.getppid() == parent:
 """
 
 
-def crowd(title: str, url: str, seconds: float) -> None:
-    """Have several processes do the same at once, for a second each way, in turns."""
-    medians: dict[str, list[float]] = {name: [] for name in WAYS}
-    rates: dict[str, list[float]] = {name: [] for name in WAYS}
+def crowd(title: str, url: str, seconds: float, *, clients: int, ways: Iterable[str]) -> None:
+    """Have several processes do the same at once, for a second each way, in turns; the first is what others add to."""
+    medians: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     busy: list[float] = []
-    with ProcessPoolExecutor(CROWD, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(clients, mp_context=multiprocessing.get_context("spawn")) as pool:
         for turn in range(-1, round(seconds * 2)):
-            for name in WAYS:
+            for name in ways:
                 idle = idle_s()
-                seen = [pool.submit(one_of_a_crowd, url, name, 1.0) for _ in range(CROWD)]
+                seen = [pool.submit(one_of_a_crowd, url, name, 1.0) for _ in range(clients)]
                 walls = [wall for client in seen for wall in client.result()]
                 if turn < 0:  # it came, imported, connected and prepared
                     continue
                 medians[name].append(statistics.median(walls))
                 rates[name].append(len(walls))
                 busy.append(1 - (idle_s() - idle) / len(os.sched_getaffinity(0)))
-    rows = {}
+    rows, first = {}, next(iter(medians))
     for name, taken in medians.items():
-        times = statistics.median(one / base for one, base in zip(taken, medians["plain"], strict=True))
-        rate = statistics.median(one / base for one, base in zip(rates[name], rates["plain"], strict=True))
+        times = statistics.median(one / base for one, base in zip(taken, medians[first], strict=True))
+        rate = statistics.median(one / base for one, base in zip(rates[name], rates[first], strict=True))
         rows[name] = (
             f"{statistics.median(taken) * 1e6:8.1f} us  {times - 1:+7.2%}   "
             f"{statistics.median(rates[name]):6.0f} tx/s  {rate - 1:+7.2%}"
         )
-    table(f"{title}, {CROWD} clients at once, cores are {statistics.median(busy):.0%} busy", rows)
+    table(f"{title}, {clients} clients at once, cores are {statistics.median(busy):.0%} busy", rows)
 
 
 _mine: dict[str, psycopg.Connection[Any]] = {}
@@ -372,14 +372,15 @@ _mine: dict[str, psycopg.Connection[Any]] = {}
 
 def one_of_a_crowd(url: str, name: str, seconds: float) -> list[float]:
     """Run transactions of one way, in a process of its own; return how long each took."""
+    way = {**WAYS, **READING}[name]
     if name not in _mine:
         _mine[name] = connect(url, name)
         for _ in range(50):
-            WAYS[name](_mine[name], writes=False)
+            way(_mine[name], writes=False)
     walls = []
     ends_at = time.monotonic() + seconds
     while (begun := time.monotonic()) < ends_at:
-        WAYS[name](_mine[name], writes=False)
+        way(_mine[name], writes=False)
         walls.append(time.monotonic() - begun)
     return walls
 
@@ -507,11 +508,15 @@ def written(connection: psycopg.Connection[Any]) -> int:
 
 def throughput(server: local.Server, seconds: float) -> None:
     """
-    Let pgbench's 16 clients run read-only transactions, with flags and without, in turns; the machine is full.
+    Let 16 clients run read-only transactions, with flags and without, in turns; the machine is full.
 
-    What is sent is what the helper sends, once it has prepared. What the application itself sends is prepared too, as
-    psycopg does after five times, or planned each time, which makes flags look cheaper than they are.
+    First processes with psycopg, as an application has them; then pgbench, whose client costs next to nothing, so that
+    the server's part shows. There, what is sent is what the helper sends, once it has prepared. What the application
+    itself sends is prepared too, as psycopg does after five times, or planned each time, which makes flags look cheaper
+    than they are.
     """
+    title = "Read-only transactions of one SELECT, psycopg, unix socket"
+    crowd(title, server.url(), seconds, clients=CLIENTS, ways=READING)
     program = shutil.which("pgbench") or next(
         (str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), reverse=True)), None
     )
@@ -534,7 +539,7 @@ def throughput(server: local.Server, seconds: float) -> None:
             rounds=max(3, round(seconds * 3)),
         )
         table(
-            f"Read-only transactions, {CLIENTS} clients, one SELECT each, {how}",
+            f"Read-only transactions of one SELECT, pgbench, {CLIENTS} clients, {how}",
             {
                 name: f"{statistics.median(seen):8.0f} tx/s  "
                 f"{statistics.median(one / base for one, base in zip(seen, rates['plain'], strict=True)):6.1%}"
