@@ -205,13 +205,15 @@ class Express:
 
     def _under_lock(self, item: Todo, number: int) -> list[Query]:
         record, *statements = recorded(self._turn, item.accepted, number)
+        locked = item.accepted.locked(number)
+        rung_ms = max(1, self.session.settings.lock_timeout_ms[0] // len(locked))  # the server's limit is for each lock
         local = {
-            "lock_timeout": f"{self.session.settings.lock_timeout_ms[0]}ms",
+            "lock_timeout": f"{rung_ms}ms",
             "statement_timeout": f"{_STATEMENT_MS}ms",
             **UNAWAITED,
         }
         limited = ", ".join([record.sql, *(f"set_config('{name}', '{value}', true)" for name, value in local.items())])
-        proofs = [proof(self.quiet.tables[quote_name(name)]) for name in item.accepted.locked(number)]
+        proofs = [proof(self.quiet.tables[quote_name(name)]) for name in locked]
         return [Query(limited, record.params), *statements, *proofs]
 
     def _ways(self, part: _Part) -> Iterator[_Part]:

@@ -250,6 +250,7 @@ async def _try(
         Query(_LOOK),
         *([Query("SELECT set_config('role', $1, true)", (session.settings.owner,))] if session.settings.owner else []),
         *([remember] if remember else []),
+        Query(_LOCK.replace("{mode}", mode)),
     ]
     flight = [*before, *queries, *([compare] if compare else [])]
     try:
@@ -352,12 +353,15 @@ WHERE c.relname = written[cardinality(written)]
 """
 
 # Who holds the relations in a conflicting mode. ALTER TABLE on a parent locks every child as strongly as the parent.
-_HELD = """
+_TREE = """
 WITH RECURSIVE tree (oid) AS (
     {relations}
     UNION
     SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON tree.oid = i.inhparent
-), held AS (
+)"""
+_HELD = (
+    _TREE
+    + """, held AS (
     SELECT DISTINCT l.virtualtransaction AS transaction, l.pid
     FROM pg_locks AS l
     WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
@@ -375,6 +379,7 @@ WITH RECURSIVE tree (oid) AS (
         AND t.virtualtransaction = held.transaction
     LEFT JOIN pg_prepared_xacts AS p ON p.transaction = t.transactionid
 )"""
+)
 
 _HOLDERS = (
     _HELD.replace("{relations}", f"SELECT oid FROM ({_OIDS}) AS named").replace("{weaker}", "$3::text[]")
@@ -393,6 +398,29 @@ FROM seen
 ORDER BY age DESC NULLS LAST
 """
 )
+
+# The server's lock_timeout is for each lock, and whoever needs the first table waits until the last one is locked: all
+# of them, and their children, share one. What may only be referenced cannot be locked beforehand: it gets what is left.
+_LOCK = f"""
+DO $lock$
+DECLARE
+    rung_ms CONSTANT float8 := extract(epoch FROM current_setting('lock_timeout')::interval) * 1000;
+    began CONSTANT timestamptz := clock_timestamp();
+    relation regclass;
+BEGIN
+    FOR relation IN
+        {_TREE.replace("{relations}", "SELECT unnest(nullif(current_setting('shardmig.relations'), '')::oid[])")}
+        SELECT c.oid FROM tree JOIN pg_class AS c USING (oid)
+        WHERE c.relkind IN ('r', 'p') AND has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
+    LOOP
+        EXECUTE format('LOCK TABLE ONLY %s IN {{mode}} MODE', relation);
+        PERFORM set_config(
+            'lock_timeout',
+            greatest(1, rung_ms - extract(epoch FROM clock_timestamp() - began) * 1000)::int || 'ms', true);
+    END LOOP;
+END
+$lock$
+"""
 
 # An anonymous block takes no parameters: its arguments travel as settings of the transaction. The look is at every
 # relation, and so is the proof; one that is not there leaves nothing to prove.

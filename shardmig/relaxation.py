@@ -48,8 +48,8 @@ async def relax(session: Session, plan: Plan, *, fence: Query | None = None, lis
     Args:
         session: on the shard.
         plan: whose flag is to go DONE.
-        fence: goes before each change in its transaction, and refuses it unless it is still the runner's turn; None in a
-            shard that is closed.
+        fence: goes before each change in its transaction, and refuses it unless it is still the runner's turn; None for
+            a closed shard.
         listener: told who is in the way.
 
     Raises:

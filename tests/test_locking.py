@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import asynccontextmanager, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -18,7 +19,7 @@ from servers import FaultProxy
 from shardmig import local
 from shardmig.config import SessionSettings, Shard
 from shardmig.errors import InDoubt, LockNotObtained, ProofFailed, StepFailed
-from shardmig.locking import Held, Ladder, Try, Wait, holders, mode_of, under_lock
+from shardmig.locking import Held, Ladder, Mode, Try, Wait, holders, mode_of, under_lock
 from shardmig.session import Query, Session, open_session
 
 if TYPE_CHECKING:
@@ -240,6 +241,43 @@ async def test_whoever_holds_any_of_several_tables_is_waited_for(shop: Shard) ->
         await asyncio.wait_for(applying, 10)
 
     assert [pid] == [blocker.pid for blocker in said[0].blockers]
+
+
+async def test_all_tables_together_are_queued_for_no_longer_than_one(shop: Shard, connect: Connect) -> None:
+    """Each of several tables comes free a while after it is queued for, and a writer of the first one waits for all."""
+    names, watch = [f"t{number}" for number in range(6)], connect(shop)
+    keys = ", ".join(f"{name}_id int REFERENCES {name} ON DELETE CASCADE" for name in ("customer", *names))
+    link = Query(f"CREATE TABLE link ({keys})")
+    watch.execute("; ".join(f"CREATE TABLE {name} (id int PRIMARY KEY)" for name in names).encode())
+    ended = threading.Event()
+    with ExitStack() as stack:
+        keepers = [connect(shop) for _ in names]
+        for name, keeper in zip(names, keepers, strict=True):
+            keeper.execute(f"BEGIN; INSERT INTO {name} VALUES (1)".encode())
+
+        def let_go() -> None:
+            for name, keeper in zip(names, keepers, strict=True):
+                sql = f"SELECT FROM pg_locks WHERE relation = '{name}'::regclass AND NOT granted"
+                while not ended.is_set() and watch.execute(sql.encode()).fetchone() is None:
+                    ended.wait(0.005)
+                ended.wait(0.3)
+                keeper.execute("COMMIT")
+
+        def write() -> None:
+            writer = connect(shop)
+            writer.execute("SET lock_timeout = '1200ms'")
+            while not ended.wait(0.02):
+                writer.execute("UPDATE customer SET name = 'x' WHERE id = 1")
+
+        pool = stack.enter_context(ThreadPoolExecutor(2))
+        stack.callback(ended.set)
+        letting, writing = pool.submit(let_go), pool.submit(write)
+        async with at(shop, lock_timeout_ms=[500], old_holder_ms=60_000) as session:
+            mode: Mode = "SHARE ROW EXCLUSIVE"
+            await asyncio.wait_for(under_lock(session, "customer", [link], mode=mode, further=names), 20)
+        ended.set()
+        letting.result()
+        writing.result()  # no LockNotAvailable: it has waited for half a second, not for two
 
 
 async def test_writers_do_not_wait_while_a_reader_keeps_the_table(shop: Shard) -> None:
