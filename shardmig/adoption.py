@@ -17,9 +17,11 @@ from shardmig.session import Query
 from shardmig.turn import holder_name
 
 if TYPE_CHECKING:
+    from shardmig.config import Config
+    from shardmig.records import Records
     from shardmig.session import Session
 
-__all__ = ["adopt", "alembic_revisions"]
+__all__ = ["adopt", "alembic_revisions", "refuse_unadopted", "unadopted"]
 
 
 async def alembic_revisions(session: Session) -> tuple[str, ...]:
@@ -29,6 +31,25 @@ async def alembic_revisions(session: Session) -> tuple[str, ...]:
     except pg.UndefinedTable:
         return ()
     return tuple(row[0] for row in found.rows)
+
+
+def unadopted(config: Config, records: Records) -> str:
+    """Say why nothing may be applied to a shard whose history plain Alembic began; empty when nothing is wrong."""
+    after = config.lint.start_after
+    if not after or after in records.migrations:
+        return ""
+    return f"this shard was not adopted at {after}; `shardmig adopt --shard {records.shard}` first"
+
+
+def refuse_unadopted(config: Config, records: Records) -> None:
+    """
+    Make sure that a shard's history begins where Alembic left it.
+
+    Raises:
+        PreflightFailed: nobody adopted it.
+    """
+    if reason := unadopted(config, records):
+        raise PreflightFailed(reason, shard=records.shard)
 
 
 async def adopt(session: Session, revision: str) -> bool:

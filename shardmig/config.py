@@ -50,12 +50,15 @@ _AS_WRITTEN = {"variables": "as written"}  # the context of a configuration that
 
 
 def _expand(value: object, info: ValidationInfo) -> object:
-    """Put environment variables into a URL; a missing one is an error, not an empty string."""
+    """Put environment variables into a URL; a missing or empty one is an error."""
     if not isinstance(value, str) or info.context is _AS_WRITTEN:
         return value
     missing = [name for name in _VARIABLE.findall(value) if name not in os.environ]
     if missing:
         raise ValueError(f"environment variable {missing[0]} is not set")
+    if empty := [name for name in _VARIABLE.findall(value) if not os.environ[name]]:
+        # What is left out of a url is libpq's own default: the server of this machine, a database named like the user.
+        raise ValueError(f"environment variable {empty[0]} is empty")
     expanded = _VARIABLE.sub(lambda match: os.environ[match[1]], value)
     # SQLAlchemy's urls name their driver; libpq's do not.
     return re.sub(r"\Apostgres(?:ql)?\+\w+://", "postgresql://", expanded)

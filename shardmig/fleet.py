@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import amendment, ledger, renaming
+from shardmig.adoption import unadopted
 from shardmig.errors import (
     ConfigError,
     PlanChanged,
@@ -294,12 +295,15 @@ class Fleet:
         reasons = [
             f"{one.flag} {'has to be filled in' if one.unfilled else 'is held at'} {one.state.name}" for one in held
         ]
+        if refused := unadopted(self.config, records or Records(shard)):
+            reasons.append(refused)
         if todo:
             revisions = [item.plan.revision for item in todo]
             many = f"{revisions[0]} … {revisions[-1]} ({len(todo)} revisions)"
             reasons.append(f"left: {many if len(todo) > _REVISIONS_NAMED else ', '.join(revisions)}")
         if records is not None and records.holder is not None:
-            reasons.append(f"worked on by {records.holder}")
+            here = "worked on by" if records.at_work else "left unfinished by"
+            reasons.append(f"{here} {records.holder}{'' if records.at_work else ', which is gone'}")
         reasons += _failures(records)
         reasons += [said for step in (records.steps.values() if records else ()) if (said := state_of(step))]
         if records is not None and records.version < ledger.newest():
@@ -309,7 +313,7 @@ class Fleet:
             reasons.insert(0, records.reason or "no reason given")
         else:
             outcome = Outcome.PENDING if todo or held else Outcome.DONE
-        return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines)
+        return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines, refused=refused)
 
     async def _forecast(self, session: Session, found: ShardStatus) -> ShardStatus:
         records = found.records or Records(found.shard)

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 from psycopg import errors as pg
 
 from shardmig import catalog, express, ledger, maintenance, quiet, switching
+from shardmig.adoption import refuse_unadopted
 from shardmig.closure import Closure, although_cancelled
 from shardmig.edges import Edges
 from shardmig.errors import (
     DrainTimeout,
     InDoubt,
     LedgerOutdated,
-    PreflightFailed,
     ProofFailed,
     ShardError,
     SwitchRefused,
@@ -33,7 +33,7 @@ from shardmig.errors import (
 from shardmig.events import Warned
 from shardmig.express import Express
 from shardmig.preflight import preflight
-from shardmig.records import flags_of, flags_query, last_states, read_records
+from shardmig.records import Records, flags_of, flags_query, last_states, read_records
 from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
 from shardmig.steps import Steps, Stopped
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from shardmig.maintenance import Mode
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Plan
-    from shardmig.records import FlagRow, Records
+    from shardmig.records import FlagRow
     from shardmig.session import Session
     from shardmig.todo import Todo
 
@@ -104,6 +104,9 @@ class Run:
             records = await read_records(self.session, known=known)
         except LedgerOutdated:
             records = None
+        else:
+            if records is None:  # before there is a ledger: it would tell everybody that this shard is one of them
+                refuse_unadopted(self.config, Records(self.session.shard.name))
         if records is None or records.version < ledger.newest():
             await ledger.install(self.session)
             records = await read_records(self.session, known=known)
@@ -123,12 +126,7 @@ class Run:
         """
         if not todo:
             return True
-        after = self.config.lint.start_after
-        if after and after not in records.migrations:
-            raise PreflightFailed(
-                f"this shard was not adopted at {after}; `shardmig adopt --shard {records.shard}` first",
-                shard=records.shard,
-            )
+        refuse_unadopted(self.config, records)
         tried, arrival = await self._look_and_hurry(todo, records)
         if arrival is not None:
             todo, self._states = arrival.left, _after(records, arrival)

@@ -134,6 +134,9 @@ def test_a_url_takes_variables_from_the_environment(
     path = write('[shards.eu1]\nurl = "postgresql://u:${EU1_PASSWORD}@h/d"\n')
     with pytest.raises(ConfigError, match=r"shards\.eu1\.url: environment variable EU1_PASSWORD is not set"):
         load(path)
+    monkeypatch.setenv("EU1_PASSWORD", "")
+    with pytest.raises(ConfigError, match=r"shards\.eu1\.url: environment variable EU1_PASSWORD is empty"):
+        load(path)
     monkeypatch.setenv("EU1_PASSWORD", "s3cret")
 
     assert "postgresql://u:s3cret@h/d" == load(path).shard("eu1").url.get_secret_value()
