@@ -147,6 +147,8 @@ class Edges:
                 await relaxation.refuse_without_old(self._turn.session, plan)
             case Guard.NONE:
                 pass
+            case Guard.DRAINED if edge.target is State.DONE:
+                await self._earn_done(plan, row)
             case Guard.DRAINED:
                 await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
             case Guard.NEW_VALID if not row.new_valid:
@@ -157,9 +159,13 @@ class Edges:
                 await self.make_valid(plan, forward=False, row=row)
             case _:
                 pass
-        if edge.target is State.DONE:
-            await self._refuse_lost(plan)
-            await relaxation.relax(self._turn.session, plan, fence=self._turn.hold(), listener=self.steps.listener)
+
+    async def _earn_done(self, plan: Plan, row: FlagRow) -> None:
+        """Drain, then look at all rows; a column in the way is told before it, and nobody waited for nothing."""
+        await relaxation.refuse_mandatory(self._turn.session, plan)
+        await switching.drain(self._turn, row, stop=self.steps.stop, listener=self.steps.listener)
+        await self._refuse_lost(plan)
+        await relaxation.relax(self._turn.session, plan, fence=self._turn.hold(), listener=self.steps.listener)
 
     async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
         forward = target > row.state

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shardmig.plan import Plan
     from shardmig.session import Session
 
-__all__ = ["refuse_without_old", "relax"]
+__all__ = ["refuse_mandatory", "refuse_without_old", "relax"]
 
 _IN_THE_WAY = """
 SELECT a.attname AS name, a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS mandatory,
@@ -56,6 +56,35 @@ async def relax(session: Session, plan: Plan, *, fence: Query | None = None, lis
         PreflightFailed: a column is mandatory and not in `relax`, or a constraint stands on it; every one is listed.
         LockNotObtained: the table stayed busy.
     """
+    for table, name in await refuse_mandatory(session, plan):
+        await locking.under_lock(
+            session,
+            table,
+            [
+                *([fence] if fence else []),
+                Query(f"ALTER TABLE {quote_name(table)} ALTER COLUMN {quote(name)} DROP NOT NULL"),
+                Query(
+                    "INSERT INTO shardmig.log (shard, action, flag, revision, before, after) "
+                    "VALUES ($1, 'relax', $2, $3, $4, 'nullable')",
+                    (session.shard.name, plan.flag, plan.revision, f"{table}.{name} NOT NULL"),
+                ),
+            ],
+            proof=False,  # a constraint goes away: the one change that is declared, not added
+            behind=fence,
+            on_wait=listener,
+        )
+
+
+async def refuse_mandatory(session: Session, plan: Plan) -> list[tuple[str, str]]:
+    """
+    Make sure that nothing but what the script relaxes keeps writers from leaving an old column out.
+
+    Returns:
+        The columns that are still to be relaxed, as table and name.
+
+    Raises:
+        PreflightFailed: a column is mandatory and not in `relax`, or a constraint stands on it; every one is listed.
+    """
     mandatory, problems = [], []
     for table, columns in _old_columns(plan).items():
         for column in await session.fetch(_Column, _IN_THE_WAY, [quote_name(table), sorted(columns)]):
@@ -74,23 +103,7 @@ async def relax(session: Session, plan: Plan, *, fence: Query | None = None, lis
             f"{plan.flag} cannot go DONE: " + "; ".join(problems) + ". It may stay LIVE for ever",
             shard=session.shard.name,
         )
-    for table, name in mandatory:
-        await locking.under_lock(
-            session,
-            table,
-            [
-                *([fence] if fence else []),
-                Query(f"ALTER TABLE {quote_name(table)} ALTER COLUMN {quote(name)} DROP NOT NULL"),
-                Query(
-                    "INSERT INTO shardmig.log (shard, action, flag, revision, before, after) "
-                    "VALUES ($1, 'relax', $2, $3, $4, 'nullable')",
-                    (session.shard.name, plan.flag, plan.revision, f"{table}.{name} NOT NULL"),
-                ),
-            ],
-            proof=False,  # a constraint goes away: the one change that is declared, not added
-            behind=fence,
-            on_wait=listener,
-        )
+    return mandatory
 
 
 async def refuse_without_old(session: Session, plan: Plan) -> None:

@@ -606,6 +606,8 @@ async def test_done_is_refused_while_an_old_column_is_mandatory(
     assert Outcome.FAILED is report.outcome
     assert "customer.name is NOT NULL without a default" in report.reason
     assert State.LIVE is (await made.status())[0].records.state("split")  # type: ignore[union-attr]
+    flag = "SELECT drained FROM shardmig.flag WHERE flag = 'split'"
+    assert [(False,)] == connect(shard).execute(flag).fetchall()  # nobody waited, and nothing is left to flip on
 
 
 async def test_done_is_refused_while_the_way_back_would_change_a_row(
