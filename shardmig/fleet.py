@@ -302,8 +302,8 @@ class Fleet:
             many = f"{revisions[0]} … {revisions[-1]} ({len(todo)} revisions)"
             reasons.append(f"left: {many if len(todo) > _REVISIONS_NAMED else ', '.join(revisions)}")
         if records is not None and records.holder is not None:
-            here = "worked on by" if records.at_work else "left unfinished by"
-            reasons.append(f"{here} {records.holder}{'' if records.at_work else ', which is gone'}")
+            who = records.holder
+            reasons.append(f"worked on by {who}" if records.at_work else f"left by {who}, who is gone: apply again")
         reasons += _failures(records)
         reasons += [said for step in (records.steps.values() if records else ()) if (said := state_of(step))]
         if records is not None and records.version < ledger.newest():

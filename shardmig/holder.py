@@ -14,7 +14,7 @@ from shardmig.flight import Query
 if TYPE_CHECKING:
     from shardmig.session import Session
 
-__all__ = ["LOCKS", "LOCK_CLASS", "Holder", "Own", "Purpose", "meet_holder"]
+__all__ = ["IS_HELD", "LOCKS", "LOCK_CLASS", "Holder", "Own", "Purpose", "meet_holder"]
 
 Purpose = Literal["run", "read"]
 
@@ -136,6 +136,9 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND ((l.classid::bigint << 32) | l.objid::bigint) = {_RUNNER_LOCK.replace("$2", "$1")}
 """
+
+IS_HELD = f"EXISTS ({_HELD})"
+"""SQL: whether anybody holds the runner lock of shard $1; the ledger keeps the name of a runner that was killed."""
 
 _HOLDER = f"""
 SELECT held.pid, a.usename::text AS role, nullif(a.application_name, '') AS application, host(a.client_addr) AS client,

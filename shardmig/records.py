@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg import errors as pg
 
 from shardmig.errors import LedgerOutdated, PreflightFailed, ShardError
+from shardmig.holder import IS_HELD
 from shardmig.ledger import newest, refuse_newer, version_of, wrong_shard
 from shardmig.session import Query
 from shardmig.states import State
@@ -143,6 +144,7 @@ class Records:
         maintenance: 0 none, 1 read-only, 2 offline; `reason` says why.
         term: term of the last runner.
         holder: who that was, and `since` when; None when its turn is over.
+        at_work: whether a session holds the shard; a holder without one was killed, or has lost its connection.
         flags: by name.
         migrations: by revision, in the order of the history.
         steps: by revision and number.
@@ -156,6 +158,7 @@ class Records:
     term: int = 0
     holder: str | None = None
     since: datetime | None = None
+    at_work: bool = False
     flags: dict[str, FlagRow] = field(default_factory=dict)
     migrations: dict[str, MigrationRow] = field(default_factory=dict)
     steps: dict[tuple[str, int], StepRow] = field(default_factory=dict)
@@ -171,8 +174,9 @@ class Records:
 
 _LACKING = (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedFunction, pg.InvalidSchemaName)
 
-_SHARD = """
-SELECT s.shard, s.schema_name, shardmig.ledger_version(), s.epoch, s.maintenance, s.reason, r.term, r.holder, r.since
+_SHARD = f"""
+SELECT s.shard, s.schema_name, shardmig.ledger_version(), s.epoch, s.maintenance, s.reason, r.term, r.holder, r.since,
+    CASE WHEN r.holder IS NULL THEN false ELSE {IS_HELD} END
 FROM shardmig.shard s JOIN shardmig.runner r USING (shard) WHERE s.shard = $1 OR s.schema_name = $2"""
 _FLAGS = """
 SELECT flag, revision, state, has_move, cross_table, needs, drained, new_valid, old_valid, epoch, changed_at
@@ -229,7 +233,7 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
     row = _own_row(session, found.rows)
     if row is None:
         return None
-    version, epoch, maintenance, reason, term, holder, since = row
+    version, epoch, maintenance, reason, term, holder, since, at_work = row
     return Records(
         shard=name,
         version=version,
@@ -239,6 +243,7 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
         term=term,
         holder=holder,
         since=since,
+        at_work=at_work,
         flags=flags_of(flags),
         migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
         steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},

@@ -15,8 +15,10 @@ from shardmig.config import Shard
 from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Statement, Switch
+from shardmig.session import open_session
 from shardmig.states import State
 from shardmig.todo import Until
+from shardmig.turn import Turn, holder_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -469,3 +471,16 @@ async def test_a_shard_that_hangs_keeps_nobody_elses_answer(six: list[Shard], se
 
     assert [DONE, Outcome.UNREACHABLE] == [one.outcome for one in found]
     assert "did not answer" in found[1].reason
+
+
+async def test_a_runner_that_was_killed_is_not_said_to_be_at_work(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:1], SHOP, NOTE.model_copy(update={"parent": "0001_shop"}))
+    await fleet.apply(upto="0001_shop")
+    async with open_session(six[0], fleet.config.session, pg_versions=(14, 18)) as session:
+        await Turn.take(session)
+        [at_work] = await fleet.status()
+    [left] = await fleet.status()
+
+    assert f"worked on by {holder_name()}" in at_work.reason
+    assert f"left by {holder_name()}, who is gone" in left.reason
+    assert "worked on" not in left.reason

@@ -267,7 +267,7 @@ def _status_body(one: ShardStatus, only: Sequence[str] = ()) -> dict[str, Any]:
         "revision": overview.applied(one),
         "flags": {row.flag: State(row.state).name for row in rows},
         "maintenance": ("off", "read-only", "offline")[records.maintenance] if records else None,
-        "runner": records.holder if records else None,
+        "runner": records.holder if records and records.at_work else None,
         "left": [
             {
                 "revision": item.plan.revision,
