@@ -130,7 +130,7 @@ class Fleet:
         Apply what is left on every target: the canary, its trial, then wave after wave.
 
         Args:
-            until: how far each plan goes; only LIVE puts the canary on trial, for only then do readers turn to new.
+            until: how far each plan goes; only LIVE and FILLED put the canary on trial, for only then do readers turn to new.
             upto: last revision to apply; None for the head.
             aware: the release for which the operator vouches that every process knows the flags.
 

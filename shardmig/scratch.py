@@ -17,6 +17,7 @@ from shardmig.errors import ShardmigError
 from shardmig.fleet import Fleet
 from shardmig.plan import Statement, quote
 from shardmig.session import open_session
+from shardmig.todo import Until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,7 +89,7 @@ class Scratch:
             ShardmigError: a committed plan does not run on an empty server.
         """
         fleet = Fleet(self.config, self._plans, [shard])
-        [report] = (await fleet.apply(upto=upto)).shards
+        [report] = (await fleet.apply(upto=upto, until=Until.FILLED)).shards  # nothing is there to be filled
         if report.error is not None:
             raise ShardmigError(
                 f"the committed plans do not run on an empty PostgreSQL {self._server.version}: {report.reason}"

@@ -26,7 +26,8 @@ class Until(Enum):
     STRUCTURE = "structure"  # tables and columns are there, flags stay OLD
     DUAL = "dual"  # writers keep both representations
     MOVED = "moved"  # every row is moved and checked
-    LIVE = "live"  # readers read new
+    LIVE = "live"  # readers read new, where every row was moved and checked
+    FILLED = "filled"  # also where nothing was: somebody says that the application has filled it
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,6 @@ def _amending(plan: Plan, row: MigrationRow, shard: str) -> list[str]:
 def _target(plan: Plan, until: Until) -> State:
     if until is Until.STRUCTURE:
         return State.OLD
-    if until is Until.LIVE and not plan.filled_elsewhere:  # readers turn to what nobody checked only on request
+    if until is Until.FILLED or (until is Until.LIVE and not plan.filled_elsewhere):
         return State.LIVE
     return State.DUAL if plan.has_move else State.OLD

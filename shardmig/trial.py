@@ -189,8 +189,8 @@ def held_back(records: Records, held: Sequence[Held]) -> ShardReport:
         names = ", ".join(f"{one.flag} is {one.state.name}" for one in back)
         reasons.append(f"{names}: somebody switched it back; `shardmig switch {back[0].flag} LIVE` goes forward again")
     reasons += [
-        f"{one.flag} is {one.state.name}, and everybody writes both: fill what is new, then `shardmig switch "
-        f"{one.flag} LIVE`"
+        f"{one.flag} is {one.state.name}, and everybody writes both: fill what is new, then `shardmig apply "
+        "--until filled`"
         for one in held
         if one.unfilled
     ]

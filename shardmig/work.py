@@ -93,7 +93,7 @@ class Apply(Each):
         self._looks = run.session.asked if todo else ()
         if held:
             return held_back(records, held)
-        if records.shard in self._canaries and self._until is Until.LIVE:
+        if records.shard in self._canaries and self._until in (Until.LIVE, Until.FILLED):
             await self._prepare_trial(run)
         return None
 

@@ -530,7 +530,7 @@ async def test_what_the_application_has_to_fill_waits_in_dual_after_the_drain(
     assert (State.DUAL, True) == (status.records.state("version"), status.records.flags["version"].drained)
     assert (Outcome.PENDING, True) == (status.outcome, "version has to be filled in DUAL" in status.reason)
 
-    assert (await made.switch("version", State.LIVE)).done
+    await applied(made, until=Until.FILLED)
     await applied(made)
     assert Outcome.DONE is (await made.status())[0].outcome
 

@@ -32,7 +32,10 @@ def apply(
         bool, typer.Option("--dry-run", "-n", help="Show what would be done, and how long moves take; change nothing.")
     ] = False,
     until: Annotated[
-        Literal["structure", "dual", "moved", "live"], typer.Option(help="How far each migration goes.")
+        Literal["structure", "dual", "moved", "live", "filled"],
+        typer.Option(
+            help="How far each migration goes; filled: live, also where the application has filled what is new."
+        ),
     ] = "live",
     aware: Annotated[
         str | None,

@@ -133,7 +133,7 @@ def _steps(accepted: AcceptedPlan, statements: Sequence[int], target: State | No
             f", moving {', '.join(move.table for _, move in accepted.plan.moves)}" if accepted.plan.moves else ""
         )
     if accepted.plan.filled_elsewhere and target is State.DUAL:
-        yield f"   fill what is new there, then `shardmig switch {accepted.plan.flag} LIVE`"
+        yield "   fill what is new there, then `shardmig apply --until filled`"
 
 
 def show_gate(found: Sequence[ShardStatus], what: str, level: str | None, output: str) -> NoReturn:

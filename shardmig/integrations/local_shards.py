@@ -12,6 +12,7 @@ from shardmig import local
 from shardmig.config import Config
 from shardmig.fleet import Fleet
 from shardmig.repository import accepted_plans
+from shardmig.todo import Until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -73,7 +74,7 @@ def running(names: Sequence[str], *, root: Path, migrations: str) -> Iterator[Lo
         shards = local.shards(servers)
         config = Config.model_validate({"root": root, "migrations": migrations, "shards": shards})
         fleet = Fleet(config, accepted_plans(config), list(shards.values()))
-        _finish(lambda: fleet.apply(aware="tests")).raise_for_failures()
+        _finish(lambda: fleet.apply(until=Until.FILLED, aware="tests")).raise_for_failures()
         yield LocalShards(fleet)
 
 
