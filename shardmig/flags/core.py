@@ -373,6 +373,6 @@ def _refuse_blind_writes(reading: Reading, states: Mapping[Flag, State], opening
         if states[flag] is State.DUAL:
             raise WriteRefused(
                 f"shard {shard}: {flag.name} is {states[flag].name} and its mover inserts into a second table; at "
-                f"{opening.isolation.upper()} a write could miss such a row. Use READ COMMITTED, or let the move "
-                "touch its source rows (touch_source=True)"
+                f"{opening.isolation.upper()} a write could miss such a row. Use READ COMMITTED, or let all of "
+                "its moves touch their source rows (touch_source=True)"
             )
