@@ -206,6 +206,44 @@ async def test_async_code_keeps_its_contract_too(shard: Shard, ledger: Ledger, a
         await kind.averify(case, opening)
 
 
+def test_an_async_session_keeps_its_contract_with_an_async_fixture(project: pytest.Pytester, shard: Shard) -> None:
+    """Flags are read when the session connects, which it has not done when it is handed over."""
+    url = shard.url.get_secret_value().replace("postgresql://", "postgresql+psycopg://")
+    tests = f"""
+        from contextlib import asynccontextmanager
+        import pytest, shop
+        from sqlalchemy import text
+        from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+        from shardmig.flags.testing import Contract
+        from shardmig.integrations.pytest_plugin import contract_test
+        from shardmig.integrations.sqlalchemy import install
+
+        INSERT = text("INSERT INTO customer (full_name, first_name) VALUES (:old, :new) RETURNING id")
+        async def write(session, view, name):
+            state = view[shop.SPLIT_NAME]
+            names = {{"old": name if state.writes_old else None, "new": name if state.writes_new else None}}
+            return (await session.execute(INSERT, names)).scalar_one()
+        async def read(session, view, key):
+            column = "first_name" if view[shop.SPLIT_NAME].reads_new else "full_name"
+            found = await session.execute(text(f"SELECT {{column}} FROM customer WHERE id = :key"), {{"key": key}})
+            return found.scalar_one()
+
+        @pytest.fixture
+        async def begin_on_eu1():
+            engine = install(create_async_engine({url!r}), shop.flags, shard="eu1")
+            @asynccontextmanager
+            async def begin():
+                async with AsyncSession(engine) as session, session.begin():
+                    yield session
+            yield begin
+            await engine.dispose()
+        contract = Contract(shop.flags, shop.SPLIT_NAME, write=write, read=read, samples=["Ada", ""])
+        test_contract = contract_test(contract, begin="begin_on_eu1")
+    """
+
+    assert {"passed": 10, "skipped": 1} == run(project, tests)
+
+
 def test_a_release_is_only_held_to_states_it_can_be_in(begin: Any) -> None:
     live = Flag("split_name", at_least=State.LIVE)
     kind = Contract(Flags(live), live, write=write, read=read, samples=SAMPLES, move=move)

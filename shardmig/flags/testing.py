@@ -141,10 +141,15 @@ class Contract(Generic[Holder, Sample, Key]):
         while (step := _next(steps, answer)) is not None:
             with self.flags.override(self.flag, step.state):
                 async with begin() as holder:
-                    answer = await step.function(holder, *self._view(step, holder), *step.arguments)
+                    answer = await step.function(holder, *await self._aview(step, holder), *step.arguments)
 
     def _view(self, step: _Do, holder: Holder) -> tuple[View, ...]:
-        return (self.flags.of(getattr(holder, "sync_session", holder)),) if step.needs_view else ()
+        return (self.flags.of(holder),) if step.needs_view else ()
+
+    async def _aview(self, step: _Do, holder: Any) -> tuple[View, ...]:  # noqa: ANN401 - a session, if it is like one
+        if step.needs_view and hasattr(holder, "sync_session"):  # SQLAlchemy's: it has to connect before, in a greenlet
+            return (await self.flags.aof(holder),)
+        return self._view(step, holder)
 
     def _steps(self, case: str) -> Generator[_Do, Any, None]:
         pair = self.cases()[case]

@@ -125,8 +125,8 @@ def contract_test(contract: Contract[Any, Any, Any], *, begin: str) -> Callable[
 
     Args:
         contract: what must hold.
-        begin: name of a fixture of yours: a function that opens a transaction with flags, as a context manager, and
-            gives what the contract's functions take.
+        begin: name of a fixture of yours, async or not: a function that opens a transaction with flags, as a context
+            manager (an async one for coroutine functions), and gives what the contract's functions take.
 
     Returns:
         A test function; bind it to a name that begins with `test_`.
@@ -145,7 +145,8 @@ def contract_test(contract: Contract[Any, Any, Any], *, begin: str) -> Callable[
             await contract.averify(case, request.getfixturevalue(begin))
 
     cases = pytest.mark.parametrize("case", [*contract.cases(), _NAMED])
-    return cases(async_test if contract.is_async else sync_test)
+    # An async fixture has to be there when the test begins: in it a loop runs already, and another cannot.
+    return pytest.mark.usefixtures(begin)(cases(async_test)) if contract.is_async else cases(sync_test)
 
 
 def _compare_with_scripts(flag: Flag, config: pytest.Config) -> None:
