@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shardmig import locking
+from shardmig.concurrently import execute_concurrently
 from shardmig.errors import StepFailed
 from shardmig.ledger import translated
 from shardmig.plan import Statement, quote, quote_name
@@ -56,7 +57,7 @@ class Structure:
             free = []
             self.steps.pass_on()
             if number in accepted.indexes:
-                work = partial(build_index, self.steps.turn, accepted, number)
+                work = partial(build_index, self.steps, accepted, number)
             else:
                 work = partial(self._under_lock, accepted, number)
             await self.steps.do(item.plan, number, work)
@@ -135,13 +136,13 @@ async def execute_under_lock(
         )
 
 
-async def build_index(turn: Turn, accepted: AcceptedPlan, number: int) -> None:
+async def build_index(steps: Steps, accepted: AcceptedPlan, number: int) -> None:
     """
     Build an index CONCURRENTLY: note the intent, build, look whether it is valid, record.
 
     An INVALID leftover of an interrupted build is dropped CONCURRENTLY and built again; IF NOT EXISTS would keep it.
     """
-    name = accepted.indexes[number]
+    turn, name = steps.turn, accepted.indexes[number]
     valid = await _index_is_valid(turn, name)
     # The claim is the intent: without one, whatever bears the name is somebody else's, now and at the next try.
     if valid is not None and not await _was_begun(turn, accepted.plan.revision, number):
@@ -152,9 +153,9 @@ async def build_index(turn: Turn, accepted: AcceptedPlan, number: int) -> None:
     if (await turn.claim(accepted.plan.revision, number)).done:
         return
     if valid is False:
-        await turn.session.execute_alone(f"DROP INDEX CONCURRENTLY {quote(name)}")
+        await execute_concurrently(steps, f"DROP INDEX CONCURRENTLY {quote(name)}")
     if not valid:
-        await turn.session.execute_alone(_statement(accepted, number).sql)
+        await execute_concurrently(steps, _statement(accepted, number).sql)
     if not await _index_is_valid(turn, name):
         raise StepFailed(f"index {name!r} was built, but is not valid; apply again", shard=turn.shard)
     with translated(turn.shard):

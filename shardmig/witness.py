@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from shardmig.session import Session
 
-__all__ = ["Witness"]
+__all__ = ["BLOCKERS", "Witness"]
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Witness:
         """Look until somebody is seen; the next try is watched anew."""
         while self._session is not None and not done.is_set():
             try:
-                found = await self._session.observe(Blocker, _BLOCKERS, [pid])
+                found = await self._session.observe(Blocker, BLOCKERS, [pid])
             except (Error, ShardError):
                 return
             if found:
@@ -80,7 +80,7 @@ class Witness:
 
 
 # A prepared transaction has no process: pg_blocking_pids() says 0 for it.
-_BLOCKERS = r"""
+BLOCKERS = r"""
 SELECT nullif(blocking.pid, 0) AS pid,
        coalesce(a.usename, p.owner)::text AS role,
        nullif(a.application_name, '') AS application,

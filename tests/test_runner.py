@@ -14,7 +14,7 @@ from servers import FaultProxy
 
 from shardmig.config import Config
 from shardmig.errors import PlanChanged, ShardUnreachable
-from shardmig.events import StepDone, Warned
+from shardmig.events import StepDone, Waiting, Warned
 from shardmig.fleet import Fleet
 from shardmig.ledger import os_user
 from shardmig.lint import History
@@ -312,6 +312,45 @@ async def test_a_build_that_outlives_its_connection_is_not_another_runners(
     assert [(True,)] == other.execute(
         "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
     ).fetchall()
+
+
+async def test_whom_an_index_waits_for_is_named_and_the_shard_parked(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    """An old snapshot of whatever table holds up the end of the build, and the server says nothing of itself."""
+    await applied(fleet(SHOP))
+    seen: list[Event] = []
+    old = connect(shard, autocommit=False)
+    old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    old.execute("SELECT FROM pg_class")
+    made = fleet(SHOP, INDEX, session={"lock_wait_s": 0.3})
+    made.listener = seen.append
+    async with asyncio.timeout(20):
+        [report] = await made.apply()
+
+    pid = old.info.backend_pid
+    assert Outcome.PARKED is report.outcome
+    assert f"pid {pid}, role postgres" in report.reason
+    assert pid in [blocker.pid for event in seen if isinstance(event, Waiting) for blocker in event.blockers]
+    old.commit()
+    await applied(made)
+    assert [(True,)] == connect(shard).execute(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
+    ).fetchall()
+
+
+async def test_an_index_that_waits_for_others_hears_of_a_stop(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
+) -> None:
+    await applied(fleet(SHOP))
+    old = connect(shard, autocommit=False)
+    old.execute("INSERT INTO customer VALUES (1, 'a')")
+    made = fleet(SHOP, INDEX)
+    made.listener = lambda event: made.stop.set() if isinstance(event, Waiting) else None
+    async with asyncio.timeout(20):
+        [report] = await made.apply()
+
+    assert Outcome.INTERRUPTED is report.outcome
 
 
 async def test_an_index_that_somebody_else_built_is_not_taken_for_ours(
