@@ -49,7 +49,10 @@ class References:
     ) -> tuple[list[tuple[list[str], Explained]], list[sa.ForeignKeyConstraint]]:
         """Return the keys that a table has to go without, by their columns, and those that it may have."""
         lost, kept = [], []
-        for fk in sorted(table.foreign_key_constraints, key=lambda fk: list(fk.column_keys)):
+        # A table's keys to itself come last: whether they may block depends on the others.
+        for fk in sorted(
+            table.foreign_key_constraints, key=lambda fk: (self._key(*referred(fk)) == key, list(fk.column_keys))
+        ):
             why = self._harm(key, fk)
             if why is None:
                 kept.append(fk)
@@ -65,13 +68,14 @@ class References:
             return _NOT_THERE
         if target in self._models and not _is_unique(self._models[target], fk):
             return _NOT_UNIQUE
-        if target not in self._there and (itself or target not in self._cascading):
+        if target not in self._there and target not in self._cascading:
             return None
         action = (fk.ondelete or "").upper()
         fails = action == "SET NULL" and not all(column.nullable for column in fk.columns)
         if fails or action not in _KEEPS_DELETE:
             return _DELETE_FAILS
-        self._cascading.add(key)
+        if action == "CASCADE":
+            self._cascading.add(key)
         return None
 
 

@@ -135,7 +135,8 @@ def test_no_index_is_built_concurrently_on_a_table_that_is_known_to_be_partition
 def test_a_new_table_locks_every_table_that_its_keys_point_to() -> None:
     judged = plan(
         statement(
-            "CREATE TABLE pair (id int PRIMARY KEY, up int REFERENCES pair, t_id int REFERENCES t ON DELETE CASCADE, "
+            "CREATE TABLE pair (id int PRIMARY KEY, up int REFERENCES pair ON DELETE CASCADE, "
+            "t_id int REFERENCES t ON DELETE CASCADE, "
             "r_id int REFERENCES ref ON DELETE CASCADE, other int REFERENCES public.t ON DELETE CASCADE)"
         )
     )

@@ -32,6 +32,8 @@ class Added:
         sequences: sequences, those of serial and identity columns included.
         cascading: new tables that lose rows when an existing table does.
         partitioned: new tables that are partitioned.
+        referred: new tables that foreign keys point to.
+        emptied: new tables → columns that a DELETE on an existing table sets → action.
     """
 
     tables: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -40,16 +42,23 @@ class Added:
     sequences: set[str] = field(default_factory=set)
     cascading: set[str] = field(default_factory=set)
     partitioned: set[str] = field(default_factory=set)
+    referred: set[str] = field(default_factory=set)
+    emptied: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def include(self, other: Added) -> None:
         """Add what another one holds."""
-        for mine, theirs in ((self.tables, other.tables), (self.columns, other.columns)):
+        for mine, theirs in (
+            (self.tables, other.tables),
+            (self.columns, other.columns),
+            (self.emptied, other.emptied),
+        ):
             for table, columns in theirs.items():
                 mine.setdefault(table, {}).update(columns)
         self.types |= other.types
         self.sequences |= other.sequences
         self.cascading |= other.cascading
         self.partitioned |= other.partitioned
+        self.referred |= other.referred
 
     def new(self, *, types: set[str]) -> New:
         """Return it as what a statement is judged against, with the enum types of all history."""
@@ -59,6 +68,8 @@ class Added:
             types=frozenset(self.types | types),
             sequences=frozenset(self.sequences),
             cascading=frozenset(self.cascading),
+            referred=frozenset(self.referred),
+            emptied={table: dict(columns) for table, columns in self.emptied.items()},
         )
 
 
@@ -162,11 +173,53 @@ def _table(found: Added, statement: Node, home: str, before: Added) -> None:
     for element in statement.get("table_elts", []):
         if element.kind == "ColumnDef":
             _column(found, element, name, columns)
-    for constraint in _keys(statement):
-        target = _relation(constraint.get("pktable"), home)
-        existing = target not in before.tables and target != name
-        if existing or target in before.cascading:
+    for parent in statement.get("inh_relations", []):
+        above = _relation(parent, home)
+        found.emptied.setdefault(name, {}).update(before.emptied.get(above, {}))
+        if above in before.cascading:
             found.cascading.add(name)
+    elements = [*statement.get("table_elts", []), *statement.get("constraints", [])]
+    _foreign_keys(found, name, elements, home, before)
+
+
+def _foreign_keys(found: Added, name: str, elements: list[Node], home: str, before: Added) -> None:
+    """Read off what a DELETE of today does to a new table, from its columns and constraints."""
+    keys = [
+        (constraint, names)
+        for element in elements
+        for constraint, names in _constraints(element)
+        if constraint.get("contype") == "CONSTR_FOREIGN"
+    ]
+    reached = []
+    for constraint, names in keys:
+        target = _relation(constraint.get("pktable"), home)
+        if target in before.tables or target == name:
+            found.referred.add(target)
+        if target in before.cascading or (target not in before.tables and target != name):
+            reached.append((constraint, names))
+            if constraint.get("fk_del_action") == "c":
+                found.cascading.add(name)
+    if name in found.cascading | before.cascading:
+        reached = keys
+    defaulted = {
+        column
+        for element in elements
+        for constraint, names in _constraints(element)
+        if constraint.get("contype") == "CONSTR_DEFAULT"
+        for column in names
+    }
+    for constraint, names in reached:
+        action = constraint.get("fk_del_action", "a")
+        for column in constraint.get("fk_del_set_cols", names) if action in ("n", "d") else ():
+            sets = "d" if action == "d" and column in defaulted else "n"
+            found.emptied.setdefault(name, {})[column] = sets
+
+
+def _constraints(element: Node) -> list[tuple[Node, list[str]]]:
+    """Return the constraints of an element of a table, each with its columns."""
+    if element.kind == "ColumnDef":
+        return [(constraint, [element.get("colname", "")]) for constraint in element.get("constraints", [])]
+    return [(element, element.get("fk_attrs", []))] if element.kind == "Constraint" else []
 
 
 def _columns(found: Added, statement: Node, home: str, before: Added) -> None:
@@ -175,6 +228,8 @@ def _columns(found: Added, statement: Node, home: str, before: Added) -> None:
     for command in statement.get("cmds", []):
         if command.get("subtype") == "AT_AddColumn":
             _column(found, command.get("def"), name, columns)
+            if name in before.tables:
+                _foreign_keys(found, name, [command.get("def")], home, before)
 
 
 def _column(found: Added, node: Node, table: str, columns: dict[str, str]) -> None:

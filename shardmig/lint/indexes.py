@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from shardmig.lint import datatypes, functions
 from shardmig.lint.expressions import ROW_OF_NEW, collation, expression, judge_since, operator_name, type_of
+from shardmig.lint.judge import Judge
+from shardmig.lint.keys import EVERY, columns_of, excludes_null, refuse_setting
 from shardmig.lint.options import storage_options
 from shardmig.lint.rules.indexes import BlockingIndex, IndexCanFail, UniqueIndex, UnnamedIndex
 from shardmig.lint.rules.structure import IfExists
 from shardmig.lint.rules.tables import NotPermanent, OnlyParent
 from shardmig.lint.rules.text import UnknownSyntax
 from shardmig.sqltree import Node
-
-if TYPE_CHECKING:
-    from shardmig.lint.judge import Judge
 
 __all__ = ["create_index"]
 
@@ -58,6 +55,39 @@ def create_index(judge: Judge, statement: Node) -> None:
                 _can_fail(judge, predicate, "the predicate")
         else:
             expression(judge, predicate, ROW_OF_NEW)
+    _deletes(judge, statement, table)
+
+
+def _deletes(judge: Judge, statement: Node, table: str) -> None:
+    """Refuse what keeps a DELETE of today from setting a column of a new table."""
+    for name, action in judge.scope.new.emptied.get(table, {}).items():
+        obstacle = _obstacle(judge, statement, table, name, action)
+        if obstacle is not None:
+            refuse_setting(
+                judge, statement.get("relation"), name, action, f"{obstacle}; or add WHERE {name} IS NOT NULL"
+            )
+
+
+def _obstacle(judge: Judge, statement: Node, table: str, name: str, action: str) -> str | None:
+    """Say why an index of a new table may refuse that a DELETE sets one of its columns; None when it does not."""
+    predicate: Node | None = statement.get("where_clause")
+    if action == "n" and excludes_null(predicate, name):
+        return None
+    elements: list[Node] = statement.get("index_params", [])
+    computing = [
+        part
+        for part in [predicate, *(element.get("expr") for element in elements)]
+        if {name, EVERY} & columns_of(part, table)
+    ]
+    scratch = Judge(judge.sql, judge.scope)  # what is wrong besides is told already
+    if statement.get("unique"):
+        if computing:
+            return "a unique index computes with it"
+        if (action == "d" or statement.get("nulls_not_distinct")) and name in [e.get("name", "") for e in elements]:
+            return "a unique index has it once"
+    elif not all(_total(scratch, part) or _predicate(scratch, part) for part in computing) or scratch.found:
+        return "an index computes with it, and that may fail"
+    return None
 
 
 def _on_existing(judge: Judge, statement: Node, table: str) -> None:

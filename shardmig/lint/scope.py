@@ -34,6 +34,8 @@ class New:
         types: enum types; those of every earlier plan too, for a type does not change.
         sequences: sequences, also those of serial and identity columns; None when nobody knows.
         cascading: new tables whose rows go when a row of an existing table is deleted.
+        referred: new tables that foreign keys point to.
+        emptied: new tables → columns that are set when such a row is deleted → "n" to NULL, "d" to their default.
     """
 
     tables: frozenset[str] = frozenset()
@@ -41,6 +43,8 @@ class New:
     types: frozenset[str] = frozenset()
     sequences: frozenset[str] | None = None
     cascading: frozenset[str] = frozenset()
+    referred: frozenset[str] = frozenset()
+    emptied: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

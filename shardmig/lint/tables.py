@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardmig import sqltree
 from shardmig.lint import columns, datatypes, options
 from shardmig.lint.expressions import DEFAULT_OF_NEW, ROW_OF_NEW, expression, operator_name, type_of
+from shardmig.lint.keys import Table, columns_of, excludes_null, foreign_keys, unenforced
 from shardmig.lint.rules.structure import IfExists
-from shardmig.lint.rules.tables import (
-    BorrowedShape,
-    ForeignKeyBlocks,
-    ForeignKeyNotes,
-    NotPermanent,
-    PartitionOfExisting,
-    SetNullOnNotNull,
-)
+from shardmig.lint.rules.tables import BorrowedShape, NotPermanent, PartitionOfExisting
 from shardmig.lint.rules.text import UnknownSyntax
 
 if TYPE_CHECKING:
@@ -26,21 +20,6 @@ if TYPE_CHECKING:
     from shardmig.sqltree import Node
 
 __all__ = ["column", "create_table"]
-
-_ACTIONS = {"a": "NO ACTION", "r": "RESTRICT", "c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
-
-
-@dataclass
-class _Table:
-    """What the foreign keys of a table need to know about its columns."""
-
-    name: str
-    not_null: set[str] = field(default_factory=set)
-    defaulted: set[str] = field(default_factory=set)
-    unique: set[str] = field(default_factory=set)  # where not even NULL may stand twice
-    distinct: set[str] = field(default_factory=set)  # where no value may stand twice
-    suspicious: set[str] = field(default_factory=set)  # named by a CHECK that may dislike NULL
-    keys: list[tuple[Node, list[str]]] = field(default_factory=list)
 
 
 def create_table(judge: Judge, statement: Node) -> None:
@@ -68,7 +47,7 @@ def create_table(judge: Judge, statement: Node) -> None:
     if statement.get("oncommit", "ONCOMMIT_NOOP") != "ONCOMMIT_NOOP":
         judge.refuse(UnknownSyntax, relation, "ON COMMIT is for temporary tables; leave it out")
     options.storage_options(judge, statement.get("options", []))
-    table = _Table(judge.scope.relation(relation))
+    table = Table(judge.scope.relation(relation))
     options.column_names(judge, [item for item in statement.get("table_elts", []) if item.kind == "ColumnDef"])
     for element in [*statement.get("table_elts", []), *statement.get("constraints", [])]:
         match element.kind:
@@ -82,18 +61,17 @@ def create_table(judge: Judge, statement: Node) -> None:
                 )
             case kind:
                 judge.refuse(UnknownSyntax, element, f"{kind} is not known in a table; leave it out")
-    for constraint, names in table.keys:
-        _foreign_key(judge, constraint, names, table)
     if "partspec" in statement.fields:
-        _partition_by(judge, statement.get("partspec"))
+        _partition_by(judge, statement.get("partspec"), table)
+    inherited = {name: action for parent in parents for name, action in judge.scope.new.emptied.get(parent, {}).items()}
+    foreign_keys(judge, table, inherited=inherited, place=relation)
 
 
 def column(judge: Judge, node: Node, name: str) -> None:
     """Judge a column that is added to a table of the same plan: it is empty, and nobody knows it."""
-    table = _Table(name)
+    table = Table(name, altered=True)
     _column(judge, node, table)
-    for constraint, names in table.keys:
-        _foreign_key(judge, constraint, names, table)
+    foreign_keys(judge, table, inherited=judge.scope.new.emptied.get(name, {}), place=node)
 
 
 def _parents(judge: Judge, statement: Node, parents: list[str]) -> None:
@@ -125,7 +103,7 @@ def _parents(judge: Judge, statement: Node, parents: list[str]) -> None:
         )
 
 
-def _column(judge: Judge, node: Node, table: _Table) -> None:
+def _column(judge: Judge, node: Node, table: Table) -> None:
     judge.known(node)
     columns.storage(judge, node)
     name: str = node.get("colname", "")
@@ -139,17 +117,11 @@ def _column(judge: Judge, node: Node, table: _Table) -> None:
         else:
             type_of(judge, kind, datatypes.ANY)
     constraints: list[Node] = node.get("constraints", [])
-    unenforced = any(constraint.get("contype") == "CONSTR_ATTR_NOT_ENFORCED" for constraint in constraints)
+    loose = any(constraint.get("contype") == "CONSTR_ATTR_NOT_ENFORCED" for constraint in constraints)
     for constraint in constraints:
-        if unenforced and constraint.get("contype") == "CONSTR_FOREIGN":
-            _unenforced(judge, constraint)
+        if loose and constraint.get("contype") == "CONSTR_FOREIGN":
+            unenforced(judge, constraint)
         _constraint(judge, constraint, table, name)
-
-
-def _unenforced(judge: Judge, constraint: Node) -> None:
-    judge.refuse(
-        UnknownSyntax, constraint, "a foreign key that is not enforced locks its table and keeps nothing; leave it out"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +130,11 @@ class _Written:
 
     judge: Judge
     node: Node
-    table: _Table
+    table: Table
     names: list[str]
 
 
-def _constraint(judge: Judge, node: Node, table: _Table, column_name: str | None) -> None:
+def _constraint(judge: Judge, node: Node, table: Table, column_name: str | None) -> None:
     """Judge a constraint of a new table; `column_name` when it stands behind a column."""
     judge.known(node)
     names: list[str] = [column_name] if column_name is not None else node.get("keys", [])
@@ -212,7 +184,10 @@ def _unique(written: _Written) -> None:
 def _check(written: _Written) -> None:
     condition: Node = written.node.get("raw_expr")
     expression(written.judge, condition, ROW_OF_NEW)
-    written.table.suspicious.update(_may_dislike_null(condition))
+    named = columns_of(condition, written.table.name)
+    written.table.checked |= named
+    if _may_dislike_null(condition):
+        written.table.suspicious |= named
 
 
 def _identity(written: _Written) -> None:
@@ -224,6 +199,7 @@ def _generated(written: _Written) -> None:
     if written.node.get("generated_kind") == "v":
         written.judge.since(18, written.node, "a VIRTUAL generated column")
     expression(written.judge, written.node.get("raw_expr"), ROW_OF_NEW)
+    written.table.computes(written.node.get("raw_expr"), "a generated column computes with it")
 
 
 def _reference(written: _Written) -> None:
@@ -237,7 +213,13 @@ def _exclusion(written: _Written) -> None:
         judge.known(element)
         expression(judge, element.get("expr"), ROW_OF_NEW)
         operator_name(judge, operators, node)
-    expression(judge, node.get("where_clause"), ROW_OF_NEW)
+        written.table.distinct.add(element.get("name", ""))
+        written.table.computes(element.get("expr"), "an EXCLUDE computes with it")
+    where: Node | None = node.get("where_clause")
+    expression(judge, where, ROW_OF_NEW)
+    for name in columns_of(where, written.table.name):
+        if not excludes_null(where, name):
+            written.table.computed.setdefault(name, "the WHERE of an EXCLUDE names it")
 
 
 _CONSTRAINTS: dict[str, Callable[[_Written], None]] = {
@@ -266,82 +248,19 @@ def _index_of(judge: Judge, node: Node) -> None:
     options.storage_options(judge, node.get("options", []))
 
 
-def _partition_by(judge: Judge, node: Node) -> None:
+def _partition_by(judge: Judge, node: Node, table: Table) -> None:
     judge.known(node)
     for part in node.get("part_params", []):
         judge.known(part)
         expression(judge, part.get("expr"), ROW_OF_NEW)
+        for name in {part.get("name", ""), *columns_of(part.get("expr"), table.name)} - {""}:
+            table.computed.setdefault(name, "the table is partitioned by it")
 
 
-def _may_dislike_null(check: Node) -> set[str]:
-    """Return the columns a CHECK names, unless it is a plain comparison, which NULL passes."""
+def _may_dislike_null(check: Node) -> bool:
+    """Whether a CHECK is anything but a plain comparison, which NULL passes."""
     nodes = list(sqltree.walk(check))
-    if all(node.kind in ("A_Expr", "A_Const", "ColumnRef", "TypeCast", "TypeName") for node in nodes) and not any(
+    plain = all(node.kind in ("A_Expr", "A_Const", "ColumnRef", "TypeCast", "TypeName") for node in nodes)
+    return not plain or any(
         node.get("kind") in ("AEXPR_DISTINCT", "AEXPR_NOT_DISTINCT", "AEXPR_NULLIF") for node in nodes
-    ):
-        return set()
-    return {str(node.get("fields", [""])[-1]) for node in nodes if node.kind == "ColumnRef"}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Foreign keys
-
-
-def _foreign_key(judge: Judge, node: Node, names: list[str], table: _Table) -> None:
-    target = judge.relation(node.get("pktable"))
-    if node.get("fk_with_period") or node.get("pk_with_period"):
-        judge.since(18, node, "PERIOD")
-    if not node.get("is_enforced"):
-        _unenforced(judge, node)
-    if "fk_del_set_cols" in node.fields:
-        judge.since(15, node, "ON DELETE SET … (columns)")
-    new = judge.scope.new
-    if target == table.name or (target in new.tables and target not in new.cascading):
-        return
-    action = node.get("fk_del_action", "a")
-    lock = f"SHARE ROW EXCLUSIVE on {target}"
-    if action not in ("c", "n", "d"):
-        why = (
-            f"{target} loses rows when an existing table does"
-            if target in new.tables
-            else f"{target} is in use already"
-        )
-        judge.refuse(
-            ForeignKeyBlocks,
-            node,
-            f"DELETE of today fails as soon as a new row points there, for {why} and the key says "
-            f"{_ACTIONS.get(action, 'nothing')}; write ON DELETE CASCADE or SET NULL",
-            lock=lock,
-            fix=f'sa.ForeignKey("{target}.…", ondelete="CASCADE")',
-        )
-        return
-    if action in ("n", "d"):
-        _set_null(judge, node, node.get("fk_del_set_cols", names), table, action)
-    if target not in new.tables and node.get("fk_upd_action", "a") != "c":
-        judge.refuse(
-            ForeignKeyNotes,
-            node,
-            f"UPDATE of a key and TRUNCATE of {target} fail from now on, and each DELETE there looks into "
-            f"{table.name}: add ON UPDATE CASCADE where keys change, and an index if none begins {', '.join(names)}",
-            lock=lock,
-        )
-
-
-def _set_null(judge: Judge, node: Node, names: list[str], table: _Table, action: str) -> None:
-    verb = _ACTIONS[action]
-    for name in names:
-        if action == "n" or name not in table.defaulted:
-            obstacle = (
-                "it is NOT NULL" if name in table.not_null
-                else "a CHECK names it" if name in table.suspicious
-                else "NULL is distinct from nothing there" if name in table.unique
-                else None
-            )  # fmt: skip
-        else:
-            obstacle = "its one default would stand there twice" if name in table.unique | table.distinct else None
-        if obstacle is not None:
-            judge.refuse(
-                SetNullOnNotNull,
-                node,
-                f"DELETE of today fails, for ON DELETE {verb} cannot set {name}: {obstacle}; write ON DELETE CASCADE",
-            )
+    )

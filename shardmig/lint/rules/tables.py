@@ -226,7 +226,8 @@ class ForeignKeyBlocks(Rule):
     Refuses a foreign key to an existing table unless deleting there still works.
 
     Why: with NO ACTION or RESTRICT a DELETE of today on the referenced table fails as soon as a new row points at it;
-    deferred, it fails at COMMIT. The same goes for a key to a new table whose rows an existing one takes along.
+    deferred, it fails at COMMIT. The same goes for a key to a new table whose rows an existing one takes along,
+    be it the table itself.
     Example: `CREATE TABLE line (id int PRIMARY KEY, t_id int REFERENCES t (id))`.
     Use instead: ON DELETE CASCADE or ON DELETE SET NULL.
     """
@@ -241,14 +242,16 @@ class ForeignKeyBlocks(Rule):
     INVALID = (
         "CREATE TABLE line (id int PRIMARY KEY, t_id int REFERENCES t (id))",
         "CREATE TABLE line (t_id int, FOREIGN KEY (t_id) REFERENCES t (id) DEFERRABLE INITIALLY DEFERRED)",
+        "CREATE TABLE line (id int PRIMARY KEY, t_id int REFERENCES t (id) ON DELETE CASCADE, up int REFERENCES line)",
     )
 
 
 class SetNullOnNotNull(Rule):
     """
-    Refuses ON DELETE SET NULL (or SET DEFAULT) where the column cannot take that value.
+    Refuses ON DELETE SET NULL (or SET DEFAULT) where the column cannot take that value, or may not.
 
-    Why: the DELETE of today then fails on the new table's NOT NULL, CHECK or UNIQUE.
+    Why: the DELETE of today then fails on the new table's NOT NULL, CHECK, UNIQUE or EXCLUDE, on an index or generated
+    column that computes with it, where no partition takes the row, or on another key (MATCH FULL).
     Example: `CREATE TABLE line (t_id int NOT NULL REFERENCES t (id) ON DELETE SET NULL)`.
     Use instead: ON DELETE CASCADE, or a nullable column.
     """
@@ -256,8 +259,13 @@ class SetNullOnNotNull(Rule):
     code, name = "SM134", "set-null-on-not-null"
     notices = "DELETE on the referenced table fails (23502, 23514)"
     fix = 'sa.ForeignKey("t.id", ondelete="CASCADE")'
-    VALID = ("CREATE TABLE line (t_id int REFERENCES t (id) ON DELETE SET NULL)",)
+    VALID = (
+        "CREATE TABLE line (t_id int REFERENCES t (id) ON DELETE SET NULL)",
+        "CREATE TABLE line (t_id int UNIQUE REFERENCES t (id) ON DELETE SET NULL)",
+    )
     INVALID = (
+        "CREATE TABLE line (t_id int REFERENCES t (id) ON DELETE SET NULL) PARTITION BY LIST (t_id)",
+        "CREATE TABLE line (t_id int REFERENCES t ON DELETE SET NULL, n int GENERATED ALWAYS AS (7 / t_id) STORED)",
         "CREATE TABLE line (t_id int NOT NULL REFERENCES t (id) ON DELETE SET NULL)",
         "CREATE TABLE line (t_id int PRIMARY KEY REFERENCES t (id) ON DELETE SET NULL)",
         "CREATE TABLE line (t_id int REFERENCES t (id) ON DELETE SET NULL CHECK (t_id IS NOT NULL))",
