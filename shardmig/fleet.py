@@ -27,6 +27,7 @@ from shardmig.errors import (
     WrongShard,
 )
 from shardmig.estimates import forecasts
+from shardmig.events import Draining, Waiting
 from shardmig.hosts import Hosts
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
@@ -37,6 +38,7 @@ from shardmig.records import Records, read_log, read_records, records_queries
 from shardmig.rollout import Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session
+from shardmig.switching import still_open
 from shardmig.todo import Until, pending
 from shardmig.walk import Places, Walk
 from shardmig.work import GO_ON, Apply, Each
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
     from shardmig.config import Config, Shard
     from shardmig.estimates import Forecast
-    from shardmig.events import Listener
+    from shardmig.events import Blocker, Event, Listener
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan
     from shardmig.records import LogRow
@@ -85,6 +87,20 @@ class ShardStatus:
     log: tuple[LogRow, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
     refused: str = ""
+
+
+@dataclass(slots=True)
+class _Last:
+    """Remembers who is in the way of a shard, if that was the last thing told of it."""
+
+    listener: Listener | None
+    blocker: Blocker | None = None
+
+    def __call__(self, event: Event) -> None:
+        blockers = event.blockers if isinstance(event, Draining | Waiting) else ()
+        self.blocker = blockers[0] if blockers else None
+        if self.listener:
+            self.listener(event)
 
 
 @dataclass(slots=True)
@@ -130,7 +146,7 @@ class Fleet:
         Apply what is left on every target: the canary, its trial, then wave after wave.
 
         Args:
-            until: how far each plan goes; only LIVE and FILLED put the canary on trial, for only then do readers turn to new.
+            until: how far each plan goes; only LIVE and FILLED put the canary on trial: only then do readers turn to new.
             upto: last revision to apply; None for the head.
             aware: the release for which the operator vouches that every process knows the flags.
 
@@ -304,6 +320,8 @@ class Fleet:
         if records is not None and records.holder is not None:
             who = records.holder
             reasons.append(f"worked on by {who}" if records.at_work else f"left by {who}, who is gone: apply again")
+            in_the_way = await still_open(session) if records.at_work else ()
+            reasons += [f"oldest transaction there: {blocker}" for blocker in in_the_way[:1]]
         reasons += _failures(records)
         reasons += [said for step in (records.steps.values() if records else ()) if (said := state_of(step))]
         if records is not None and records.version < ledger.newest():
@@ -349,18 +367,20 @@ class Fleet:
             hurried: leave a blocked shard soon, it will be tried again.
             ask: what will be asked for it, so that it is answered while connecting; see `Session.ask`.
         """
-        started = time.monotonic()
+        started, last = time.monotonic(), _Last(self.listener)
         config = _hurried(self.config) if hurried else self.config
         asked = [*self._questions(shard), *still_asked(ask, self._hosts.of(shard))]
         try:
             async with self._session(shard, config, purpose="run", ask=asked) as session:
-                run = Run(session, config, self.plans, self.listener, self.stop, self.reason)
+                run = Run(session, config, self.plans, last, self.stop, self.reason)
                 run.mismatches, run.rechecks, run.host = self.mismatches, self.rechecks, self._hosts.of(shard)
                 report = await work(run)
                 flags = (report and report.flags) or await run.states()
         except ShardmigError as error:
             report, flags = ShardReport(shard.name, outcome_of(error), 0, str(error), error=error), ()
         report = report or ShardReport(shard.name, Outcome.DONE, 0)
+        if report.outcome is Outcome.INTERRUPTED and last.blocker is not None:
+            report = replace(report, reason=f"{report.reason}; it waited for {last.blocker}")
         return replace(report, seconds=time.monotonic() - started, flags=flags)
 
     @asynccontextmanager

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from shardmig.session import Session
     from shardmig.turn import Turn
 
-__all__ = ["drain", "drain_shard", "flip", "looks", "read_flag", "vouch"]
+__all__ = ["drain", "drain_shard", "flip", "looks", "read_flag", "still_open", "vouch"]
 
 _POLL_S = (0.002, 0.1)  # first and longest pause between two looks
 _HIDDEN = "<insufficient privilege>"  # pg_stat_activity.query, to those who may not see it
@@ -223,6 +223,11 @@ def looks(session: Session, *, refuse: bool = False) -> list[Query]:
     )
     # pg_stat_activity is cached within a transaction.
     return session.observing([first, prepared, Query("SELECT pg_stat_clear_snapshot()"), second])
+
+
+async def still_open(session: Session) -> tuple[Blocker, ...]:
+    """Name the transactions for which a drain that begins now would wait, the oldest first."""
+    return _oldest_first(await session.observe(_Open, _OPEN, [list(session.settings.exempt_roles)]))
 
 
 async def drain_shard(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from shardmig.cli import progress, results
-from shardmig.events import OutcomeReached, Parked, StepStarted, Warned
+from shardmig.events import Blocker, Draining, OutcomeReached, Parked, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome, Report, ShardReport
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 NAMES = [f"s{number:03}" for number in range(400)]
 LIVE = (("shop", "LIVE"),)
+BLOCKER = Blocker(7, "shop", "checkout", 9.0, "SELECT 1", "client")
 
 
 def fleet(**different: ShardReport) -> Report:
@@ -108,6 +110,19 @@ def test_a_warning_of_the_whole_fleet_is_told_some_times_and_counted(*, terminal
 
     assert [f"{name}  warning: nobody vouched; vouch" for name in NAMES[:8]] == told[:8]
     assert ["s399  warning: s399 alone", "392 more shards  warning: nobody vouched"] == told[8:]
+
+
+@pytest.mark.parametrize("event", [Waiting("eu1", "customer is locked", (BLOCKER,)), Draining("eu1", "x", (BLOCKER,))])
+def test_without_a_terminal_who_is_in_the_way_is_told_at_once_and_each_half_minute(
+    event: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [line], _ = shown(2, event, event, terminal=False)
+    assert line.startswith("eu1  ")
+    assert "pid 7" in line
+    assert 2 == len(shown(2, event, replace(event, shard="us1"), event, terminal=False)[0])
+
+    monkeypatch.setattr(progress, "_BLOCKED_S", 0.0)
+    assert [line, line] == shown(2, event, event, terminal=False)[0]
 
 
 def test_without_a_terminal_progress_is_silent() -> None:

@@ -1,8 +1,8 @@
 """
 Progress on stderr.
 
-On a terminal each shard that is worked on has a line of progress; elsewhere progress is silent and only outcomes are
-told.
+On a terminal each shard that is worked on has a line of progress; elsewhere progress is silent, and only outcomes are
+told, and now and then who is in the way.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -59,6 +60,7 @@ T = TypeVar("T")
 
 _WATCH_S = 2.0  # between two looks at the fleet
 _WARNED = 8  # shards of which the same warning is told
+_BLOCKED_S = 30.0  # between two lines, without a terminal, about who is in the way of a shard
 
 
 def run(fleet: Fleet, work: Callable[[], Awaitable[T]], *, quiet: bool = False, log_json: Path | None = None) -> T:
@@ -195,7 +197,8 @@ class _Lines:
     """
     One line for each shard that is worked on, and above them what is told of single ones.
 
-    Without a terminal progress is silent, and outcomes wait for the report; what is told of single shards is told.
+    Without a terminal progress is silent, and outcomes wait for the report; what is told of single shards is told, and
+    who is in the way: at once, then every half a minute.
 
     Args:
         progress: where lines are.
@@ -208,6 +211,7 @@ class _Lines:
         self._tasks: dict[str, TaskID] = {}
         self._warned: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
+        self._blocked_at: dict[str, float] = {}
 
     def listen(self, event: Event) -> None:
         """Show one event."""
@@ -224,6 +228,14 @@ class _Lines:
                 self._tell(event.shard, (event.mode, "yellow"), f": {event.reason}")
             case _ if not self._progress.disable:
                 self._follow(event)
+            case Waiting() | Draining() if event.blockers:
+                self._tell_blocked(event)
+
+    def _tell_blocked(self, event: Waiting | Draining) -> None:
+        now_s = time.monotonic()
+        if now_s - self._blocked_at.get(event.shard, -_BLOCKED_S) >= _BLOCKED_S:
+            self._blocked_at[event.shard] = now_s
+            self._tell(event.shard, _describe(event) or "")
 
     def end(self) -> None:
         """Say how many shards had the warnings that were not told again."""

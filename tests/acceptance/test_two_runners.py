@@ -126,10 +126,14 @@ def test_ctrl_c_during_a_drain_leaves_a_lawful_state(
         reader.execute("BEGIN; SELECT 1")
         runner = project.start(*verb, "--shard", "eu1")
         until(lambda: _drains(project), runner)
+        pid = f"pid {reader.info.backend_pid}"
+        assert f"oldest transaction there: {pid}" in project.run("status", code=None).out
         runner.send_signal(signal.SIGINT)
         out, err = runner.communicate(timeout=30)
 
         assert 130 == runner.returncode, (out, err)
+        assert f"it waited for {pid}" in out
+        assert f"eu1  drains split_name: {pid}" in err
         assert [stays] == project.query("eu1", FLAG)
         assert (verb[0] == "apply") == (project.query("eu1", MOVED) == [(0,)])
 
