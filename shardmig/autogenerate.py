@@ -19,6 +19,7 @@ from shardmig.comparison import Comparison
 from shardmig.drafting import Judge, imports
 from shardmig.errors import ConfigError, ShardUnreachable
 from shardmig.explanations import comment_block, explained_in
+from shardmig.fleet import Fleet
 from shardmig.models import load_models
 from shardmig.repository import accepted_plans
 from shardmig.revision import revision
@@ -108,8 +109,10 @@ def autogenerate(
         The script, None when there is nothing to write; and what was found.
 
     Raises:
-        As `differences`.
+        As `differences`; ConfigError: the real shard lacks what committed plans add, so it would be written again.
     """
+    if shard is not None:
+        _refuse_behind(config, shard)
     found = differences(config, shard, models=models)
     if not found.any:
         return None, found
@@ -123,6 +126,16 @@ def autogenerate(
         start_after=config.lint.start_after,
     )
     return path, found
+
+
+def _refuse_behind(config: Config, shard: Shard) -> None:
+    accepted = accepted_plans(config) if config.migrations_dir.is_dir() else ()
+    [status] = asyncio.run(Fleet(config, accepted, [shard]).status())
+    if left := [item.plan.revision for item in status.left if item.statements]:
+        raise ConfigError(
+            f"{shard.name} is behind the committed scripts, and what they add would be written again: "
+            f"{', '.join(left)}; `shardmig apply --shard {shard.name} --until structure` first"
+        )
 
 
 def _compared(config: Config, models: Sequence[sa.MetaData], shard: Shard) -> Comparison:

@@ -187,6 +187,14 @@ def test_a_message_used_before_gets_a_flag_of_its_own(copied: Shard, tmp_path: P
     assert () == lint_directory(config.migrations_dir, config.lint).failures
 
 
+def test_a_shard_that_is_behind_gets_nothing_written_twice(copied: Shard, tmp_path: Path) -> None:
+    config, models = project(tmp_path), [shop(sa.MetaData(), nick=sa.Column(sa.Text))]
+    autogenerate(config, "nick", copied, models=models)
+
+    with pytest.raises(ConfigError, match=f"{copied.name} is behind the committed scripts.*: 0002_nick; "):
+        autogenerate(config, "nick again", copied, models=models)
+
+
 def test_an_adopted_history_is_compared_with_a_real_shard_only(copied: Shard, tmp_path: Path) -> None:
     config = project(tmp_path, lint={"start_after": "0001_the_shop"})
     models = [shop(sa.MetaData(), nick=sa.Column(sa.Text))]

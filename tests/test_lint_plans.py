@@ -223,6 +223,30 @@ def test_a_flag_or_revision_stands_once_and_needs_names_one_that_is_there() -> N
     assert codes(plan(revision="0002_x", needs=("nmaes",)), first) == ["SM220"]
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE TABLE tag (id int PRIMARY KEY)",
+        "ALTER TABLE public.customer ADD COLUMN nick text",
+        "CREATE TYPE mood AS ENUM ('sad')",
+        "ALTER TABLE tag ADD COLUMN id bigint",
+    ],
+)
+def test_nothing_is_added_twice_by_two_plans_or_by_one(sql: str) -> None:
+    """People may have dropped the first on every shard: then it may be allowed."""
+    adding = (
+        statement("CREATE TABLE tag (id int PRIMARY KEY)"),
+        statement("ALTER TABLE customer ADD COLUMN nick text"),
+        statement("CREATE TYPE mood AS ENUM ('ok')"),
+    )
+    first, second = plan(*adding, revision="0001_tag"), plan(statement(sql), revision="0002_tag_again")
+
+    assert "SM221" not in codes(first)
+    assert "SM221" not in codes(second)
+    assert "SM221" in codes(second, first)
+    assert "SM221" in codes(plan(*adding, statement(sql)))
+
+
 def test_a_name_that_another_table_has_and_an_index_on_long_text_are_warned_of() -> None:
     first = plan(statement("CREATE TABLE x (id int, body text)"), revision="0001_first")
     later = plan(

@@ -155,10 +155,29 @@ class History:
             )
         return [
             *found,
+            *self._added_twice(step.sql, so_far),
             *self._partitioned_indexes(step.sql, so_far),
             *self._ambiguous_names(step.sql, so_far),
             *self._wide_indexes(step.sql, so_far),
         ]
+
+    def _added_twice(self, sql: str, so_far: Added) -> Iterator[Violation]:
+        """Refuse tables, columns and types that the history has: every shard would, the canary first."""
+        new, held = added_by(sql, self.home, so_far), dict[str, set[str]]()
+        for table, columns in self._tables(so_far):
+            held.setdefault(table, set()).update(columns)
+        made = set(new.tables) if any(statement.kind == "CreateStmt" for statement in _parsed(sql)) else set()
+        there = {*self.total.tables, *so_far.tables, *self.total.types, *so_far.types}
+        twice = sorted((made | new.types) & there)
+        for table, columns in (*new.tables.items(), *new.columns.items()):
+            if table not in made:
+                twice += [f"{table}.{column}" for column in columns if column in held.get(table, ())]
+        for name in twice:
+            yield move_rules.AddedTwice.violation(
+                f"an earlier step adds {name} already, and the server refuses another; leave it out, or name it otherwise",
+                sql=sql,
+                offset=max(sql.find(name.rpartition(".")[2]), 0),
+            )
 
     def _partitioned_indexes(self, sql: str, so_far: Added) -> Iterator[Violation]:
         """Refuse what the server refuses (CREATE INDEX, "Building Indexes Concurrently")."""

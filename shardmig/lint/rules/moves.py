@@ -5,6 +5,7 @@ from __future__ import annotations
 from shardmig.lint.violation import Rule
 
 __all__ = [
+    "AddedTwice",
     "BatchToken",
     "ChangesByItself",
     "FlagTwice",
@@ -213,3 +214,16 @@ class FlagTwice(Rule):
 
     code, name, context = "SM220", "flag-twice", "plan"
     fix = 'flag = "another_name"'
+
+
+class AddedTwice(Rule):
+    """
+    Refuses a table, column or type that an earlier plan, or an earlier step, adds already.
+
+    Why: the server refuses the second one, on the canary, after everything was reviewed.
+    Example: `op.create_table("customer_tag", …)` in two scripts, of which `--autogenerate` wrote the second before the
+    first was applied.
+    Use instead: leave the second one out; allow it where people dropped the first on every shard.
+    """
+
+    code, name, context, ignorable = "SM221", "added-twice", "plan", True
