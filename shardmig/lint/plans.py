@@ -174,7 +174,7 @@ class History:
                 twice += [f"{table}.{column}" for column in columns if column in held.get(table, ())]
         for name in twice:
             yield move_rules.AddedTwice.violation(
-                f"an earlier step adds {name} already, and the server refuses another; leave it out, or name it otherwise",
+                f"an earlier step adds {name} already, and the server refuses another; leave it out, or rename it",
                 sql=sql,
                 offset=max(sql.find(name.rpartition(".")[2]), 0),
             )
