@@ -110,6 +110,9 @@ class _Looked:
     relaxed: frozenset[tuple[str, str]]
 
 
+_LIFTED = "SELECT DISTINCT revision FROM shardmig.log WHERE shard = $1 AND action = 'relax'"
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Structure
 
@@ -149,12 +152,14 @@ async def verify(
 async def _look(config: Config, plans: Sequence[AcceptedPlan], shard: Shard) -> _Looked:
     async with open_session(shard, config.session, pg_versions=config.lint.pg_versions, purpose="read") as session:
         catalog = await snapshot(session, _schemas(config, shard))
-        records = await read_records(session) or Records(shard.name)
+        found = await read_records(session)
+        lifted = await session.execute(_LIFTED, [shard.name]) if found is not None else None
+    records, gone = found or Records(shard.name), {row[0] for row in lifted.rows} if lifted is not None else set()
     level, begun = _level(plans, records)
     relaxed = {
         ("column", _column(shard, written))
         for accepted in plans
-        if records.state(accepted.plan.flag) is State.DONE
+        if accepted.plan.revision in gone or records.state(accepted.plan.flag) is State.DONE
         for written in accepted.plan.relax
     }
     return _Looked(shard, _comparable(catalog), level, begun, frozenset(relaxed))
@@ -255,7 +260,7 @@ def _judged(one: _Looked, plans: Sequence[AcceptedPlan], expected: Mapping[tuple
 
 
 def _relaxed(catalog: Catalog, one: _Looked) -> Catalog:
-    """Forget NOT NULL of old columns that a flag in DONE lets go."""
+    """Forget NOT NULL of old columns that a flag in DONE lets go, and keeps off when it goes back."""
     if not one.relaxed:
         return catalog
     plain = {key: fact.replace(", not null", "") if key in one.relaxed else fact for key, fact in catalog.facts.items()}

@@ -177,6 +177,8 @@ async def test_not_null_that_a_flag_in_done_let_go_is_no_drift(one: tuple[Lookin
 
     assert [("YES",)] == connect(shard).execute(nullable).fetchall()
     assert [True] == [verdict.sound for verdict in await here.verdict()]
+    await here.switch("split_name", State.LIVE, shard)
+    assert [True] == [verdict.sound for verdict in await here.verdict()]
 
 
 async def test_shards_that_differ_alike_are_one_group(looking: Looking, connect: Connect) -> None:
@@ -317,3 +319,8 @@ async def test_the_command_groups_and_exits_by_what_it_found(
     assert [
         {"what": "extra", "kind": "column", "name": "public.customer.nick", "plans": None, "shard": "text"}
     ] == body["groups"][1]["differences"]
+
+    await looking.switch("split_name", State.DONE, looking.config.shards["eu1"])
+    code, text = run("--shard", "eu1", "--data", "split_name")
+    assert (1, True) == (code, "1 shard looks as the plans say" in text)
+    assert "no row was compared, so nothing is known of the rows of split_name" in text

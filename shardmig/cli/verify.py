@@ -56,12 +56,16 @@ def verify(
     with progress.exporting(mismatches, [moved] if moved else []) as file:
         verdicts = _verdicts(here, chosen, at_once)
         rows = _rows(here, moved, chosen, at_once, file) if moved is not None else []
+    in_vain = bool(rows) and all(one.note for one in rows)
     sound = all(verdict.sound for verdict in verdicts) and not any(one.rows or one.problem for one in rows)
+    sound = sound and not in_vain
     if output == "json":
         console.show_json(_body(verdicts, rows, sound=sound))
     else:
         _show(verdicts, len(here.plans))
         _show_rows(rows)
+        if in_vain:
+            console.tell(f"no row was compared, so nothing is known of the rows of {data}")
     raise typer.Exit(0 if sound else 1)
 
 
