@@ -39,7 +39,7 @@ from shardmig.rollout import Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session
 from shardmig.switching import still_open
-from shardmig.todo import Until, pending
+from shardmig.todo import Until, ahead, pending
 from shardmig.walk import Places, Walk
 from shardmig.work import GO_ON, Apply, Each
 
@@ -146,7 +146,7 @@ class Fleet:
         Apply what is left on every target: the canary, its trial, then wave after wave.
 
         Args:
-            until: how far each plan goes; only LIVE and FILLED put the canary on trial: only then do readers turn to new.
+            until: how far each plan goes; only LIVE and FILLED put the canary on trial: then readers turn to new.
             upto: last revision to apply; None for the head.
             aware: the release for which the operator vouches that every process knows the flags.
 
@@ -311,6 +311,8 @@ class Fleet:
         reasons = [
             f"{one.flag} {'has to be filled in' if one.unfilled else 'is held at'} {one.state.name}" for one in held
         ]
+        if records is not None and (further := ahead(self.plans, records)):
+            reasons.append(further)
         if refused := unadopted(self.config, records or Records(shard)):
             reasons.append(refused)
         if todo:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import MigrationRow, Records
 
-__all__ = ["Held", "Todo", "Until", "pending", "unamendable"]
+__all__ = ["Held", "Todo", "Until", "ahead", "pending", "unamendable"]
 
 
 class Until(Enum):
@@ -119,6 +119,13 @@ def pending(
         if keeps is not None:
             held.append(keeps)
     return tuple(todo), tuple(held)
+
+
+def ahead(history: Sequence[AcceptedPlan], records: Records) -> str:
+    """Say which revisions a shard has that this checkout knows nothing of; empty where it has none."""
+    known = {accepted.plan.revision for accepted in history}
+    newer = [row.revision for row in records.migrations.values() if row.revision not in known and row.position > 0]
+    return f"it is ahead of these scripts, which do not know {', '.join(newer)}" if newer else ""
 
 
 def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo | None, Held | None]:

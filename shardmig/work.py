@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardmig import ledger
+from shardmig.events import Warned
 from shardmig.outcomes import Outcome, ShardReport
 from shardmig.rollout import FAILURES
-from shardmig.todo import Until, pending
+from shardmig.todo import Until, ahead, pending
 from shardmig.trial import Standing, Trial, held_back
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Apply(Each):
 
     async def _apply_to(self, run: Run, records: Records, *, by_people: bool) -> ShardReport | None:
         todo, held = pending(self._plans, records, until=self._until, history=self.fleet.plans)
+        if self.fleet.listener and (further := ahead(self.fleet.plans, records)):
+            self.fleet.listener(Warned(records.shard, f"{further}; is this checkout too old?"))
         if by_people and (records.maintenance == _READ_ONLY or all(item.plan.online for item in todo)):
             return _in_maintenance(records, todo) if todo else held_back(records, held) if held else None
         if self._aware is not None and any(item.target is not None and item.plan.has_move for item in todo):

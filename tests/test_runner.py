@@ -241,6 +241,20 @@ async def applied(fleet: Fleet, **options: Any) -> None:
     assert report.done, list(report)
 
 
+async def test_a_checkout_that_is_older_than_the_shard_says_so(fleet: Callable[..., Fleet]) -> None:
+    await applied(fleet(SHOP, SPLIT, INDEX))
+    older = fleet(SHOP)
+    said: list[Event] = []
+    older.listener = said.append
+
+    await applied(older)
+
+    ahead = "it is ahead of these scripts, which do not know 0002_split, 0003_index"
+    assert [Warned("eu1", f"{ahead}; is this checkout too old?")] == [e for e in said if isinstance(e, Warned)]
+    [status] = await older.status()
+    assert (Outcome.DONE, ahead) == (status.outcome, status.reason)
+
+
 async def test_structure_of_a_later_revision_does_not_wait_for_a_move(
     fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
 ) -> None:
