@@ -49,6 +49,8 @@ def test_the_hooks_and_the_action_are_what_their_programs_read() -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text())
 
     assert all({"id", "name", "entry", "language"} <= set(hook) for hook in hooks)
-    assert "shardmig-lint" in {hook["id"] for hook in hooks}
+    [recommended] = [yaml.safe_load(text)[0]["hooks"] for text in blocks("yaml") if "rev:" in text]
+    assert {"shardmig-lint", "shardmig-check"} == {hook["id"] for hook in recommended} & {hook["id"] for hook in hooks}
+    assert not any("files" in hook for hook in hooks)  # migrations lie where Alembic has put them
     assert action["runs"]["using"] == "composite"
     assert {"diff", "app", "directory", "version"} == set(action["inputs"])
