@@ -109,11 +109,13 @@ class Ladder:
     settings: SessionSettings
     deadlock_timeout_ms: float
     tries: int = 0
+    _began_s: float | None = None
     _first_seen: dict[str, float] = field(default_factory=dict)
     _announced: set[int | None] = field(default_factory=set)
 
     def decide(self, held: Sequence[Held], now_s: float) -> Try | Wait:
         """Choose between queueing and waiting, from what holds the table at this moment."""
+        self._began_s = now_s if self._began_s is None else self._began_s
         # Of other roles' transactions a role without pg_read_all_stats sees no age: then count from the first sight.
         self._first_seen = {holder.transaction: self._first_seen.get(holder.transaction, now_s) for holder in held}
         ages = {
@@ -128,7 +130,8 @@ class Ladder:
                 "an older transaction holds the table", tuple(holder.blocker(ages[holder]) for holder in oldest_first)
             )
         if yielding:
-            return self._past_autovacuum(yielding)
+            softly = now_s - self._began_s < self.settings.lock_wait_s / 2
+            return self._past_autovacuum(yielding, softly=softly)
         return Try(self.rung_ms())
 
     def rung_ms(self) -> float:
@@ -136,19 +139,22 @@ class Ladder:
         rungs = self.settings.lock_timeout_ms
         return max(1.0, rungs[min(self.tries, len(rungs) - 1)] * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
-    def _past_autovacuum(self, yielding: Sequence[Held]) -> Try:
+    def _past_autovacuum(self, yielding: Sequence[Held], *, softly: bool) -> Try | Wait:
         """
-        Make an autovacuum yield.
+        Make an autovacuum yield, or wait for its end.
 
         It is cancelled by the deadlock check of whoever waits for it (Routine Vacuuming, "The Autovacuum Daemon"), so
         only a wait longer than deadlock_timeout gets past it. Where the role may shorten that for itself, nobody
-        notices; elsewhere there is one long try for each worker, because it makes the application wait.
+        notices; elsewhere there is one long try for each worker, late, because it makes the application wait: most
+        of them have ended by themselves before.
         """
         if all(holder.may_hurry for holder in yielding):
             return Try(max(_HURRIED_MS, self.rung_ms()), hurry=True, past_autovacuum=True)
         fresh = {holder.pid for holder in yielding} - self._announced
+        if softly or not fresh:
+            return Wait("autovacuum works on the table", tuple(holder.blocker(holder.age_s) for holder in yielding))
         self._announced |= fresh
-        return Try(self.deadlock_timeout_ms + _PATIENCE_MS if fresh else self.rung_ms(), past_autovacuum=True)
+        return Try(self.deadlock_timeout_ms + _PATIENCE_MS, past_autovacuum=True)
 
 
 async def under_lock(
@@ -187,7 +193,7 @@ async def under_lock(
         InDoubt, psycopg.Error: as `Session.transact`.
     """
     ladder = Ladder(session.settings, session.deadlock_timeout_ms)
-    tell = _Teller(session.shard.name, on_wait)
+    tell = _Teller(session.shard.name, on_wait, mode)
     clock = asyncio.get_running_loop().time
     deadline_s = clock() + session.settings.lock_wait_s
     held: list[Held] = []
@@ -301,9 +307,13 @@ def _not_obtained(session: Session, relation: str, held: Sequence[Held], ladder:
     who = (
         "; ".join(str(holder.blocker(holder.age_s)) for holder in held) or "short transactions, none of them right now"
     )
+    hidden = any(holder.pid is not None and holder.age_s is None for holder in held)
+    hint = (
+        f" (GRANT pg_read_all_stats TO {session.login} shows more, and whether it is an autovacuum)" if hidden else ""
+    )
     return LockNotObtained(
-        f"table {relation} stayed busy for {session.settings.lock_wait_s:g} s ({ladder.tries} tries); held by {who}; "
-        "nothing was changed, apply again when it is over",
+        f"table {relation} stayed busy for {session.settings.lock_wait_s:g} s ({ladder.tries} tries); held by "
+        f"{who}{hint}; nothing was changed, apply again when it is over",
         shard=session.shard.name,
     )
 
@@ -311,8 +321,9 @@ def _not_obtained(session: Session, relation: str, held: Sequence[Held], ladder:
 class _Teller:
     """Says who is in the way: at once when that changes, else each second."""
 
-    def __init__(self, shard: str, on_wait: Callable[[Waiting], None] | None) -> None:
+    def __init__(self, shard: str, on_wait: Callable[[Waiting], None] | None, mode: Mode) -> None:
         self._shard = shard
+        self._waiting = "readers and writers" if mode == "ACCESS EXCLUSIVE" else "writers"
         self._on_wait = on_wait
         self._said: tuple[object, float] = (None, 0.0)
 
@@ -323,7 +334,7 @@ class _Teller:
         reason = "autovacuum works on the table and is asked to yield"
         if not decision.hurry:
             reason += (
-                f", which takes deadlock_timeout while writers wait {decision.lock_timeout_ms:.0f} ms at most; "
+                f", which takes deadlock_timeout while {self._waiting} wait {decision.lock_timeout_ms:.0f} ms at most; "
                 "GRANT SET ON PARAMETER deadlock_timeout avoids this"
             )
         self._say(reason, tuple(holder.blocker(holder.age_s) for holder in held), now_s)
