@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shardmig import planfile
 from shardmig.errors import StalePlan
 from shardmig.plan import BATCH
-from shardmig.scripts import load_scripts
+from shardmig.scripts import load_scripts, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,7 +107,7 @@ def _load(
 
 def planfile_name(script: Script) -> str:
     """How messages call a script's plan file."""
-    return f"{script.plan_path.absolute().parent.name}/{script.plan_path.name}"
+    return name_of(script.plan_path)
 
 
 def _same(one: Plan, other: Plan, fingerprint: Callable[[str], str]) -> bool:

@@ -12,6 +12,7 @@ import hashlib
 import re
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from shardmig import planfile
@@ -20,7 +21,6 @@ from shardmig.variables import Variables, assignments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 __all__ = [
     "HEAD",
@@ -73,7 +73,7 @@ class Script:
 
     @property
     def name(self) -> str:
-        """How messages call it: the path from the migrations directory's parent."""
+        """How messages call it: the path from where people are."""
         return name_of(self.path)
 
     @property
@@ -204,8 +204,11 @@ def _check_head(directory: Path, scripts: tuple[Script, ...]) -> None:
 
 
 def name_of(path: Path) -> str:
-    """Say how messages call a file: by its directory and its name."""
-    return f"{path.absolute().parent.name}/{path.name}"
+    """Say how messages call a file: by its path from the working directory; elsewhere by its directory and its name."""
+    absolute, here = path.absolute(), Path.cwd()
+    if absolute.is_relative_to(here):
+        return absolute.relative_to(here).as_posix()
+    return f"{absolute.parent.name}/{path.name}"
 
 
 # --------------------------------------------------------------------------------------------------------------------

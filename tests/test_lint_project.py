@@ -303,6 +303,22 @@ def test_sarif_has_what_the_standard_requires(linted: Linted) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("broken", ['op.execute("DROP TABLE t")', "def x(:"])
+def test_paths_lead_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any, broken: str
+) -> None:
+    """An annotation whose path is not the repository's stands nowhere."""
+    directory = tmp_path / "alembic" / "versions"
+    directory.mkdir(parents=True)
+    script(directory, 1, broken)
+    monkeypatch.chdir(tmp_path)
+
+    said = report(lint_directory(directory, Lint()), form)
+
+    assert said.count("versions/0001_step.py") == said.count("alembic/versions/0001_step.py") > 0
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_every_format_can_say_that_nothing_was_found(form: Any) -> None:
     text = report(Linted(count=3), form)
 

@@ -71,7 +71,7 @@ def lint_directory(directory: Path, settings: Lint, *, only: Collection[Path] | 
     Raises:
         ScriptError: the history itself cannot be read: two heads, a parent that is not there.
     """
-    from shardmig.scripts import load_scripts  # noqa: PLC0415 - the statement-level linter needs no scripts
+    from shardmig.scripts import load_scripts, name_of  # noqa: PLC0415 - the statement-level linter needs no scripts
 
     paths = sorted(directory.glob("*.py"))
     if not paths:
@@ -79,9 +79,10 @@ def lint_directory(directory: Path, settings: Lint, *, only: Collection[Path] | 
     wanted = None if only is None else {path.absolute() for path in only}
     if wanted is not None and not wanted:
         return Linted(notes=("nothing changed; nothing to lint",))
-    broken = [violation for path in paths for violation in _unreadable(path, settings)]
+    broken = {path: found for path in paths if (found := _unreadable(path, settings))}
     if broken:
-        return Linted(tuple(broken), {str(v.path): _text(directory, str(v.path)) for v in broken}, len(paths))
+        texts = {name_of(path): path.read_text(encoding="utf-8", errors="replace") for path in broken}
+        return Linted(tuple(violation for found in broken.values() for violation in found), texts, len(paths))
     scripts = load_scripts(directory, start_after=settings.start_after)
     judged = _Directory(scripts, settings)
     reported = [
@@ -170,20 +171,15 @@ class _Directory:
 
 def _unreadable(path: Path, settings: Lint) -> list[Violation]:
     """Return why a file is no script at all."""
-    name = f"{path.absolute().parent.name}/{path.name}"
+    from shardmig.scripts import name_of  # noqa: PLC0415 - the statement-level linter needs no scripts
+
+    name = name_of(path)
     try:
         source = path.read_bytes().replace(b"\r\n", b"\n").decode()
     except UnicodeDecodeError as error:
         violation = NotRendered.violation(f"byte {error.start} is not UTF-8; save the script as UTF-8")
         return [replace(violation, path=name, line=1)]
     return [violation for violation in lint_script(source, path=name, settings=settings) if violation.code == "SP001"]
-
-
-def _text(directory: Path, name: str) -> str:
-    try:
-        return (directory.absolute().parent / name).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 # --------------------------------------------------------------------------------------------------------------------
