@@ -66,7 +66,8 @@ async def adopt(session: Session, revision: str) -> bool:
     at = await alembic_revisions(session)
     if at != (revision,):
         raise PreflightFailed(
-            f"Alembic has it at {' and '.join(at) or 'no revision'}, not at {revision}; bring it there first",
+            f"Alembic has it at {' and '.join(at) or 'no revision'}, not at {revision}; "
+            + (f'if that is right, say [lint] start_after = "{at[0]}"' if at else f"alembic upgrade {revision} first"),
             shard=shard,
         )
     await ledger.install(session)

@@ -62,7 +62,7 @@ async def provision(run: Run, plans: Sequence[AcceptedPlan], states: Mapping[str
     if after := run.config.lint.start_after:
         raise PreflightFailed(
             f"the structure up to {after} was never made by a plan of shardmig, so an empty database cannot get it; "
-            "restore it from another shard (pg_dump --schema-only), `shardmig adopt`, then `shardmig apply`",
+            f"let Alembic make that (alembic upgrade {after}), then `shardmig adopt` and `shardmig apply`",
             shard=session.shard.name,
         )
     if await read_records(session) is None:

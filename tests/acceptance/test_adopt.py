@@ -82,6 +82,17 @@ def test_without_start_after_the_line_to_write_is_named(legacy: Project) -> None
     assert 'start_after = "c1"' in legacy.run("adopt", "--all", code=2).err
 
 
+def test_a_shard_that_is_elsewhere_gets_the_cure_that_fits(legacy: Project) -> None:
+    """The cure for a start_after that is too old is no downgrade."""
+    legacy.write_toml('[lint]\nstart_after = "b1"\n')
+    assert (
+        'at c1, not at b1; if that is right, say [lint] start_after = "c1"' in legacy.run("adopt", "--all", code=1).out
+    )
+    for shard in legacy.shards:
+        legacy.query(shard, "DROP TABLE alembic_version")
+    assert "at no revision, not at b1; alembic upgrade b1 first" in legacy.run("adopt", "--all", code=1).out
+
+
 def test_a_start_after_that_no_script_has_is_an_error(legacy: Project) -> None:
     legacy.write_toml('[lint]\nstart_after = "zz"\n')
 
