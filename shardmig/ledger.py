@@ -46,6 +46,7 @@ __all__ = [
     "accept_proof",
     "install",
     "is_held",
+    "kept",
     "newest",
     "os_user",
     "refuse_newer",
@@ -153,9 +154,23 @@ async def _upgraded(session: Session, before: int) -> None:
     )
 
 
+async def kept(session: Session, error: pg.LockNotAvailable) -> LockNotObtained:
+    """Say who keeps a table of the ledger, or rows of it, so that what was asked of it was not answered."""
+    await session.roll_back()
+    return LockNotObtained(
+        f"its ledger is locked ({error.diag.message_primary}); held by {await _holders(session)}; "
+        "apply again when it is over",
+        shard=session.shard.name,
+    )
+
+
+async def _holders(session: Session) -> str:
+    held = await locking.holders(session, "shardmig.shard", "shardmig.flag", *_TABLES)
+    return "; ".join(str(one.blocker(one.age_s)) for one in held) or "short transactions, none of them right now"
+
+
 async def _stayed_busy(session: Session, error: pg.Error) -> LockNotObtained:
-    held = await locking.holders(session, *_TABLES)
-    who = "; ".join(str(one.blocker(one.age_s)) for one in held) or "short transactions, none of them right now"
+    who = await _holders(session)
     return LockNotObtained(
         f"the ledger there is older than this shardmig and stayed busy for {session.settings.lock_wait_s:g} s "
         f"({error.diag.message_primary}); held by {who}; nothing was changed, apply again when it is over",

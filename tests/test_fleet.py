@@ -484,3 +484,17 @@ async def test_a_runner_that_was_killed_is_not_said_to_be_at_work(six: list[Shar
     assert f"worked on by {holder_name()}" in at_work.reason
     assert f"left by {holder_name()}, who is gone" in left.reason
     assert "worked on" not in left.reason
+
+
+async def test_a_ledger_that_somebody_locks_parks_the_shard_and_names_who(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:1], SHOP, session={"lock_wait_s": 0.5})
+    assert (await fleet.apply()).done
+    with psycopg.connect(six[0].url.get_secret_value()) as busy:
+        busy.execute("LOCK TABLE shardmig.step")
+        pid = busy.info.backend_pid
+        [status] = await fleet.status()
+        [report] = await fleet.apply()
+
+    for reached in (status, report):
+        assert PARKED is reached.outcome
+        assert f"held by pid {pid}" in reached.reason
