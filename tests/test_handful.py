@@ -96,6 +96,7 @@ def copied(revision: str, parent: str, source: str = "customer", key: str = "id"
 CONTACT = copied("0002_contact", "0001_shop")
 UPSERT = "INSERT INTO contact VALUES ({0}, 'new') ON CONFLICT (customer_id) DO UPDATE SET name = excluded.name"
 EXEMPT = "shop_app"  # a role whose open transactions no drain waits for
+PATIENT = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = 20000', current_database()); END $$"
 
 
 @pytest.fixture
@@ -301,6 +302,7 @@ async def test_a_dual_writer_in_the_middle_of_it_is_whole(
     """
     monkeypatch.setattr(handful, "_STATEMENT_MS", 5000)
     run(two[1], f"GRANT SELECT, UPDATE ON customer TO {EXEMPT}")
+    run(two[1], PATIENT)
     holder, look = connect(two[1], user=EXEMPT), connect(two[1])
 
     def hold() -> None:
@@ -322,7 +324,7 @@ async def test_a_dual_writer_in_the_middle_of_it_is_whole(
 
     states: list[tuple[int]] = []
     meanwhile = threading.Thread(target=write)
-    slow = {"lock_timeout_ms": (400,), "exempt_roles": (EXEMPT,)}
+    slow = {"lock_timeout_ms": (4500,), "exempt_roles": (EXEMPT,)}
     fleet = fleet_of(two, SHOP, CONTACT, session=slow)
     events = heard(fleet, two[1], before_the_flight(hold))
     assert (await fleet.apply()).done

@@ -240,10 +240,11 @@ async def test_what_was_waited_for_by_arrangement_shortens_no_other_patience(
     monkeypatch.setattr("shardmig.rest._LOOK_S", 0.02)
     host = Host(Pace(host_moves=1))
     host.admit("other")
-    async with moving(shard, same_table(), T, customers(10)) as here:
+    async with moving(shard, same_table(), T, customers(400)) as here:
         psql = connect(shard)
         heard, listen = notes()
-        run = asyncio.create_task(here.run(pace=Pace(max_rest_s=0.4), host=host, listener=listen).run())
+        pace = SMALL.model_copy(update={"max_rest_s": 0.4, "max_rows_per_s": 200})  # the pause comes before its end
+        run = asyncio.create_task(here.run(pace=pace, host=host, listener=listen).run())
         await until(heard, "rows of other are moved on the same server")
         await asyncio.sleep(0.6)  # longer than a move may rest
         psql.execute("SELECT shardmig.pause('x', 'sale')")
