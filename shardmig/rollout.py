@@ -137,4 +137,4 @@ class Budget:
         """Halt unless the canary is done: what it did not survive, or has not reached, no other shard shall try."""
         if report.outcome is not Outcome.DONE:
             verb = {Outcome.FAILED: "failed", Outcome.INTERRUPTED: "was interrupted"}
-            self.halted = f"the canary {report.shard} {verb.get(report.outcome, f'is {report.outcome.value}')}"
+            self.halted = f"the canary {report.shard} {verb.get(report.outcome, f'ended as: {report.outcome.value}')}"

@@ -100,3 +100,4 @@ def test_a_canary_that_is_not_done_halts_whatever_the_policy(outcome: Outcome) -
     budget.note_canary(report(outcome))
 
     assert budget.halted is not None
+    assert budget.halted.endswith(("failed", "was interrupted", f"ended as: {outcome.value}"))

@@ -45,6 +45,7 @@ def gate(
         here = project.load(config)
         fleet = here.fleet([here.config.shard(name) for name in same])
         results.show_same(progress.run(fleet, fleet.status, quiet=True), output)
+    level = None if level is None else level.lower()
     levels = ("structure", "dual", "live", "done")
     if what is None or (what == "ledger") == (level is not None) or (level is not None and level not in levels):
         raise ConfigError(f"say `gate ledger`, or `gate FLAG LEVEL` with a level of {', '.join(levels)}")

@@ -59,7 +59,7 @@ def test_a_migration_lives_from_structure_to_done_and_back(project: Project) -> 
     project.run("apply", "--all")
     assert marks == {shard: project.query(shard, "SELECT epoch FROM shardmig.shard") for shard in ALL}
     project.run("status", "--exit-code")
-    project.run("gate", "split_name", "live", "--all", "--expect", "4")
+    project.run("gate", "split_name", "LIVE", "--all", "--expect", "4")
 
     # switching back is one commit on one shard, and apply does not overrule it
     xmin = project.query("eu1", "SELECT max(xmin::text::bigint) FROM customer")
