@@ -307,8 +307,8 @@ class MoveRows:
                 f"target_key= ({', '.join(columns)}) and the key of {self.table} ({', '.join(key)}) differ in length; "
                 f"give target_key={{column of {self.into}: column of {self.table}}}"
             )
-        table, held = tables.get(self.into), frozenset(columns)
-        if table and table.created and not any(self._finds_rows(held, unique) for unique in _uniques(table)):
+        table, carried = tables.get(self.into), frozenset(columns)
+        if table and table.created and not any(self._finds_rows(carried, unique) for unique in _uniques(table)):
             raise ScriptError(
                 f"({', '.join(columns)}) is not unique in {self.into}, so rows cannot be overwritten there; make it "
                 "the primary key or a UNIQUE constraint of the new table. Where one row becomes several, forward= is "
@@ -316,9 +316,9 @@ class MoveRows:
             )
         return columns
 
-    def _finds_rows(self, held: frozenset[str], unique: frozenset[str]) -> bool:
+    def _finds_rows(self, carried: frozenset[str], unique: frozenset[str]) -> bool:
         """Say whether a constraint finds what a source row becomes: one row, or by hand several."""
-        return held == unique if isinstance(self.forward, Mapping) else held <= unique
+        return carried == unique if isinstance(self.forward, Mapping) else carried <= unique
 
 
 # --------------------------------------------------------------------------------------------------------------------
