@@ -14,8 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from psycopg import errors as pg
-
 from shardmig import amendment, ledger, renaming
 from shardmig.adoption import unadopted
 from shardmig.errors import (
@@ -402,10 +400,8 @@ class Fleet:
                 ask=ask,
             ) as session:
                 session.terminate_older_than_s = self.terminate_older_than_s
-                try:
+                async with ledger.naming_holders(session):
                     yield session
-                except pg.LockNotAvailable as error:  # of tables that plans touch, whoever waits for them has said so
-                    raise await ledger.kept(session, error) from error
         except ShardmigError:
             raise
         except Exception as error:

@@ -11,7 +11,7 @@ import getpass
 import os
 import random
 import time
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import resources
 from itertools import count
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ from shardmig.session import Query
 from shardmig.states import EDGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from shardmig.config import Shard
     from shardmig.session import Session
@@ -46,7 +46,7 @@ __all__ = [
     "accept_proof",
     "install",
     "is_held",
-    "kept",
+    "naming_holders",
     "newest",
     "os_user",
     "refuse_newer",
@@ -108,6 +108,12 @@ async def install(session: Session, *, closed: str | None = None) -> None:
             if time.monotonic() > deadline_s:
                 raise await _stayed_busy(session, error) from error
             await asyncio.sleep(random.uniform(*_PAUSE_S))  # noqa: S311 - jitter
+        except pg.DuplicateSchema as error:
+            raise PreflightFailed(
+                "a schema shardmig is there that is no ledger of shardmig's; rename it, or drop it if it is empty "
+                "(the runner creates its own)",
+                shard=session.shard.name,
+            ) from error
         except pg.InsufficientPrivilege as error:
             raise PreflightFailed(
                 f"the ledger cannot be installed ({error.diag.message_primary}); run there as a superuser: "
@@ -154,14 +160,23 @@ async def _upgraded(session: Session, before: int) -> None:
     )
 
 
-async def kept(session: Session, error: pg.LockNotAvailable) -> LockNotObtained:
-    """Say who keeps a table of the ledger, or rows of it, so that what was asked of it was not answered."""
-    await session.roll_back()
-    return LockNotObtained(
-        f"its ledger is locked ({error.diag.message_primary}); held by {await _holders(session)}; "
-        "apply again when it is over",
-        shard=session.shard.name,
-    )
+@asynccontextmanager
+async def naming_holders(session: Session) -> AsyncIterator[None]:
+    """
+    Say who keeps the ledger locked; of tables that plans touch, whoever waits for them has said so before.
+
+    Raises:
+        LockNotObtained: somebody does.
+    """
+    try:
+        yield
+    except pg.LockNotAvailable as error:
+        await session.roll_back()
+        raise LockNotObtained(
+            f"its ledger is locked ({error.diag.message_primary}); held by {await _holders(session)}; "
+            "apply again when it is over",
+            shard=session.shard.name,
+        ) from error
 
 
 async def _holders(session: Session) -> str:

@@ -498,3 +498,11 @@ async def test_a_ledger_that_somebody_locks_parks_the_shard_and_names_who(six: l
     for reached in (status, report):
         assert PARKED is reached.outcome
         assert f"held by pid {pid}" in reached.reason
+
+
+async def test_a_schema_of_somebody_else_that_has_our_name_is_told_with_the_cure(six: list[Shard]) -> None:
+    run(six[0], "CREATE SCHEMA shardmig")
+    [report] = await fleet_of(six[:1], SHOP).apply()
+
+    assert FAILED is report.outcome
+    assert "a schema shardmig is there that is no ledger" in report.reason
