@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Moved", "edge", "moved", "tried"]
 
-_STATEMENT_MS = 100  # rows are locked meanwhile; a batch aims at a few milliseconds
+_LOCKED_MS = 100  # rows are locked meanwhile, until the last statement has ended; a batch aims at a few milliseconds
 
 
 class Moved(NamedTuple):
@@ -57,7 +57,7 @@ def tried(turn: Turn, plan: Plan) -> list[Query]:
     for _, move in plan.moves:
         if not move.lossy and move.back_check is not None:
             queries += [bound(move.forward, move, None, None), refuse_rows(bound(move.back_check, move, None, None))]
-    return [_limits(turn), *queries] if queries else []
+    return [_limits(turn, statements=len(queries)), *queries] if queries else []
 
 
 def edge(turn: Turn, plan: Plan, source: State, target: State) -> list[Query]:
@@ -72,7 +72,7 @@ def moved(turn: Turn, plan: Plan, *, rows_max: int) -> Moved:
     flag = (turn.shard, plan.flag, int(State.DUAL))
     records = {number: _record(turn, plan, number, move, rows_max) for number, move in plan.moves}
     queries = [
-        _limits(turn),
+        _limits(turn, statements=sum(1 + len(list(_checks(move))) for _, move in plan.moves)),
         Query("SELECT FROM shardmig.flag WHERE shard = $1 AND flag = $2 AND state = $3 FOR UPDATE", flag),
         *switching.looks(turn.session, refuse=True),
         Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2 AND state = $3", flag),
@@ -94,12 +94,13 @@ def _record(turn: Turn, plan: Plan, number: int, move: Move, rows_max: int) -> Q
     return Query(_MOVED.format(found=found), (turn.shard, plan.revision, number, turn.term, rows_max))
 
 
-def _limits(turn: Turn) -> Query:
+def _limits(turn: Turn, *, statements: int) -> Query:
+    """Let so many statements share the time: the server's own limit is for each."""
     session = turn.session
     lock_ms = min(session.settings.lock_timeout_ms[0], max(session.deadlock_timeout_ms / 2, 1))
     return Query(
         "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true)",
-        (f"{lock_ms:.0f}ms", f"{_STATEMENT_MS}ms"),
+        (f"{lock_ms:.0f}ms", f"{max(_LOCKED_MS // statements, 1)}ms"),
     )
 
 

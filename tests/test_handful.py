@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from fleets import SHOP, fleet_of, many, plan
-from moving import moving, second_table
+from moving import moving, plan_of, same_table, second_table
 from servers import FaultProxy
 
 from shardmig import express, handful, quiet, switching
@@ -300,7 +300,7 @@ async def test_a_dual_writer_in_the_middle_of_it_is_whole(
 
     It is held at a row, by a role that the drain exempts: rows before that one are moved already, those after it not.
     """
-    monkeypatch.setattr(handful, "_STATEMENT_MS", 5000)
+    monkeypatch.setattr(handful, "_LOCKED_MS", 15000)
     run(two[1], f"GRANT SELECT, UPDATE ON customer TO {EXEMPT}")
     run(two[1], PATIENT)
     holder, look = connect(two[1], user=EXEMPT), connect(two[1])
@@ -485,6 +485,16 @@ async def test_nobody_switches_the_flag_between_looks_and_record(shard: Shard, c
         with pytest.raises(psycopg.errors.LockNotAvailable):
             operator.execute("UPDATE shardmig.flag SET drained = true")
         await here.session.roll_back()
+
+
+async def test_all_statements_on_locked_rows_share_the_time_that_one_would_have(shard: Shard) -> None:
+    """The server's limit is for each statement, and rows stay locked from the first to the last."""
+    moves = [second_table(), same_table()]  # two forwards, two checks, one look for orphans
+    async with moving(shard, moves[0], "CREATE TABLE t (id bigint PRIMARY KEY, a text)") as here:
+        limits = handful.moved(here.turn, plan_of(*moves), rows_max=200).queries[0]
+        *_, limit = await here.session.transact([limits, Query("SHOW statement_timeout")])
+
+        assert f"{handful._LOCKED_MS // 5}ms" == limit.value
 
 
 # --------------------------------------------------------------------------------------------------------------------
