@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from shardmig.errors import LedgerMissing, ViewExpired, WriteRefused, WrongShard, WrongTransaction
 from shardmig.flags.core import Declared
 from shardmig.flags.opening import (
+    ASKING_MARK,
     MARK,
     MARKED,
     ONE_SNAPSHOT,
@@ -144,24 +145,24 @@ class Known:
         view: of the transaction that is open; None: there is none.
         standby: its server was one when it last answered a reader.
         prepared: the openings that its server holds prepared.
-        mark: by which the transaction that was begun last is known again.
+        marked: whether the transaction that was begun last is known again by its mark.
         reported: whether the server told of the mark by itself, as it will of its end.
     """
 
-    __slots__ = ("__weakref__", "begun", "mark", "prepared", "reported", "standby", "view")
+    __slots__ = ("__weakref__", "begun", "marked", "prepared", "reported", "standby", "view")
 
     def __init__(self) -> None:
         self.begun = 0
         self.view: View | None = None
         self.standby = False
         self.prepared = Prepared()
-        self.mark = b""
+        self.marked = False
         self.reported = False
 
-    def marked(self, mark: bytes, *, before: bytes | None, now: bytes | None) -> None:
-        """Learn the mark of a transaction, and what was reported before it and with it."""
-        self.mark = mark
-        self.reported = now == mark != before
+    def mark(self, *, before: bytes | None, now: bytes | None) -> None:
+        """Learn that a transaction is marked, and what was reported before it and with it."""
+        self.marked = True
+        self.reported = now == MARKED != before
 
     def committing(self) -> bool:
         """Expire the view of the transaction that ends now; False when there was none."""
@@ -229,15 +230,16 @@ class _Begin:
         if known.view is not None:  # its block was never left, yet the connection is idle: a pool rolled it back
             known.rolling_back()
         self._number = known.begun = known.begun + 1
-        reported = self._connection.pgconn.parameter_status
-        before = reported(MARK)
-        texts = self._statements(read_only=before == b"on")
+        known.marked = known.reported = False
+        before = self._connection.pgconn.parameter_status(MARK) if write else None
+        texts = self._statements()
         opening = yield from self._open(texts)
         if opening.standby and texts.isolation not in ONE_SNAPSHOT:
             self._refuse_two_snapshots()
-            texts = self._statements(read_only=before == b"on")
+            texts = self._statements()
             opening = yield from self._open(texts, first=b"ROLLBACK; ")
-        known.marked(texts.mark, before=before, now=reported(MARK))
+        if write:
+            known.mark(before=before, now=self._connection.pgconn.parameter_status(MARK))
         if not flags.admits(opening, write=write):
             details = read_details((yield from _exchange(self._connection, texts.details)))
             raise flags.refusal(opening, details, shard=shard, write=write)
@@ -269,7 +271,7 @@ class _Begin:
             )
         return opening
 
-    def _statements(self, *, read_only: bool) -> Statements:
+    def _statements(self) -> Statements:
         connection, isolation = self._connection, self._isolation
         if isolation is None:
             standby = self._known.standby and not self._write
@@ -279,7 +281,6 @@ class _Begin:
             write=self._write,
             isolation=isolation,
             deferrable=self._deferrable if self._deferrable is not None else connection.deferrable,
-            read_only=read_only,
             encoding="ascii" if self._shard.isascii() else connection.info.encoding,
         )
 
@@ -310,12 +311,12 @@ class _Begin:
                 "back; put such a statement into connection.transaction(), a savepoint"
             )
         if self._known.reported:
-            refuse_another(self._connection.pgconn.parameter_status(MARK), self._known, shard=self._shard)
+            refuse_another(self._connection.pgconn.parameter_status(MARK), shard=self._shard)
 
     def _ask_mark(self) -> PQGen[None]:
         """Do what reports of the server make superfluous; one round trip."""
-        answer = yield from _exchange(self._connection, MARKED)
-        refuse_another(answer.get_value(0, 0), self._known, shard=self._shard)
+        answer = yield from _exchange(self._connection, ASKING_MARK)
+        refuse_another(answer.get_value(0, 0), shard=self._shard)
 
     def _has_open(self) -> bool:
         """Whether there is something to roll back, and it is ours: a block left late ends nobody else's."""
@@ -368,7 +369,7 @@ class Transaction(_Begin):
             return
         try:
             self._refuse_unless_open()
-            if not self._known.reported:
+            if self._known.marked and not self._known.reported:
                 with self._connection.lock:
                     self._connection.wait(self._ask_mark())
             self._known.committing()
@@ -414,7 +415,7 @@ class AsyncTransaction(_Begin):
             return
         try:
             self._refuse_unless_open()
-            if not self._known.reported:
+            if self._known.marked and not self._known.reported:
                 async with self._connection.lock:
                     await self._connection.wait(self._ask_mark())
             self._known.committing()
@@ -458,9 +459,9 @@ def _driver() -> tuple[Callable[[PGconn], PQGen[list[PGresult]]], Callable[[PGre
     return generators.execute, errors.error_from_result
 
 
-def refuse_another(mark: bytes | None, known: Known, *, shard: str) -> None:
-    """Refuse to commit a transaction that bears another mark: the flags were read in one before it."""
-    if mark != known.mark:
+def refuse_another(mark: bytes | None, *, shard: str) -> None:
+    """Refuse to commit a transaction without the mark: the flags were read in one before it."""
+    if mark != MARKED:
         raise WrongTransaction(
             f"shard {shard}: SQL ended the transaction inside its block and began another one (COMMIT AND CHAIN, "
             "COMMIT; BEGIN), which knows no flags and is rolled back; what was committed stays. Let the block end it "

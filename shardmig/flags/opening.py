@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Isolation: TypeAlias = IsolationLevel | Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 __all__ = [
+    "ASKING_MARK",
     "MARK",
     "MARKED",
     "ONE_SNAPSHOT",
@@ -41,14 +42,16 @@ ONE_SNAPSHOT = frozenset({"repeatable read", "serializable"})
 
 
 MARK = b"default_transaction_read_only"
+MARKED = b"on"
 """
-The setting by which a transaction is known again at its end.
+The setting by which a transaction that may write is known again at its end.
 
-The opening turns it over with SET LOCAL: for this transaction it is decided already, whatever begins next finds the
-session's own again. The server reports it to the client whenever it changes, so who commits need not ask: a COMMIT AND
-CHAIN in between shows in libpq's own memory.
+The opening turns it on with SET LOCAL: for this transaction it is decided already, whatever begins next finds the
+session's own again, which is off where anybody may write. The server reports it to the client whenever it changes, so
+who commits need not ask: a COMMIT AND CHAIN in between shows in libpq's own memory. Readers lose no write, and go
+without: on a full machine it would cost them a tenth of their transactions.
 """
-MARKED = b"SELECT pg_catalog.current_setting('default_transaction_read_only')"
+ASKING_MARK = b"SELECT pg_catalog.current_setting('default_transaction_read_only')"
 """Asks for it, where nobody reports it: poolers may keep it for themselves."""
 
 # Asked in every transaction, so no column more than needed: who writes must be able to (a standby is always read-only),
@@ -58,9 +61,8 @@ _WRITING = "epoch, maintenance, pg_catalog.current_setting('transaction_read_onl
 # Defaults of server, database and role have a say in it, unless BEGIN names the level.
 _ISOLATION = ", pg_catalog.current_setting('transaction_isolation')"
 # Marked in the WHERE, for one more column would have to be described and kept.
-_OPENING = """\
-SELECT {columns} FROM shardmig.shard WHERE shard = {shard}
- AND pg_catalog.set_config('default_transaction_read_only', '{mark}', true) = '{mark}'"""
+_OPENING = "SELECT {columns} FROM shardmig.shard WHERE shard = {shard}{marking}"
+_MARKING = " AND pg_catalog.set_config('default_transaction_read_only', 'on', true) = 'on'"
 
 # Costs a transaction nothing but a glance at the server's own memory, and only one after a rollback asks.
 _ASKING = ", (SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE name = '{name}')"
@@ -127,7 +129,6 @@ class Statements(NamedTuple):
         flags: epoch and flags.
         details: why the shard refuses.
         isolation: the level that BEGIN names, in lower case; empty when it names none.
-        mark: what `MARK` is in this transaction.
     """
 
     name: str
@@ -135,7 +136,6 @@ class Statements(NamedTuple):
     flags: bytes
     details: bytes
     isolation: str
-    mark: bytes
 
 
 @lru_cache(maxsize=4096)
@@ -145,7 +145,6 @@ def statements(
     write: bool,
     isolation: Isolation | None,
     deferrable: bool | None,
-    read_only: bool = False,
     encoding: str = "utf-8",
 ) -> Statements:
     """
@@ -156,8 +155,6 @@ def statements(
         write: whether the transaction wants to write.
         isolation: the level; None leaves it to the session.
         deferrable: None leaves it to the session.
-        read_only: what `MARK` is in the session, as far as known. A session whose transactions are read-only by default
-            begins none that writes, so for those it does not matter.
         encoding: of the connection.
 
     Raises:
@@ -168,13 +165,13 @@ def statements(
     begin = _begin(write=write, level=level, deferrable=deferrable)
     columns = _READING if not write else _WRITING if level else _WRITING + _ISOLATION
     name = _literal(shard)
-    mark = "off" if read_only and not write else "on"
-    opening = _OPENING.format(columns=columns, shard=name, mark=mark)
+    marking = _MARKING if write else ""
+    opening = _OPENING.format(columns=columns, shard=name, marking=marking)
     prepared = _name(opening)
     # Prepared behind BEGIN: in front of it, its snapshot would be older than the transaction's isolation level allows.
     forms = {
         Form.PLAIN: opening,
-        Form.ASKING: _OPENING.format(columns=columns + _ASKING.format(name=prepared), shard=name, mark=mark),
+        Form.ASKING: _OPENING.format(columns=columns + _ASKING.format(name=prepared), shard=name, marking=marking),
         Form.PREPARING: f"PREPARE {prepared} AS {opening}; EXECUTE {prepared}",
         Form.EXECUTING: f"EXECUTE {prepared}",
     }
@@ -184,7 +181,6 @@ def statements(
         flags=_FLAGS.format(shard=name).encode(encoding),
         details=_DETAILS.format(shard=name).encode(encoding),
         isolation=level.lower(),
-        mark=mark.encode(),
     )
 
 

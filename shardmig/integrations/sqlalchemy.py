@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from shardmig.errors import WrongTransaction
 from shardmig.flags.connection import refuse_another
-from shardmig.flags.opening import MARK, MARKED
+from shardmig.flags.opening import ASKING_MARK, MARK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,9 +156,9 @@ class _Transactions:
                 f"shard {self._shard}: the transaction was ended by a statement of its own; what followed ran "
                 "without flags. Let SQLAlchemy commit"
             )
-        if had_view:
+        if had_view and known.marked:
             reported = driver.pgconn.parameter_status(MARK) if known.reported else _asked_mark(connection)
-            refuse_another(reported, known, shard=self._shard)
+            refuse_another(reported, shard=self._shard)
 
     def _rolling_back(self, connection: Connection) -> None:
         if not connection.invalidated and not connection.closed:
@@ -172,7 +172,7 @@ class _Transactions:
 
 
 def _asked_mark(connection: Connection) -> bytes:
-    return str(connection.exec_driver_sql(MARKED.decode()).scalar_one()).encode()
+    return str(connection.exec_driver_sql(ASKING_MARK.decode()).scalar_one()).encode()
 
 
 def _driver(holder: object) -> object | None:
