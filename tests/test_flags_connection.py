@@ -496,6 +496,14 @@ async def test_another_transaction_behind_the_one_of_the_view_is_never_committed
     assert await door.run(connection, "SHOW default_transaction_read_only") == [("off",)]
 
 
+async def test_readers_are_spared_the_mark(door: Door, shard: Shard, ledger: Ledger, flags: Flags) -> None:
+    connection = await door.connect(shard)
+    for write, shown in ((True, "on"), (False, "off"), (True, "on")):
+        async with door.transaction(flags, connection, shard="eu1", write=write):
+            assert await door.run(connection, "SHOW default_transaction_read_only") == [(shown,)]
+            assert flags.known(connection).marked is write
+
+
 @pytest.mark.parametrize("committed", [True, False])
 async def test_a_connection_lost_in_commit_is_in_doubt_and_said_so(
     door: Door, servers: list[local.Server], shard: Shard, ledger: Ledger, flags: Flags, *, committed: bool
