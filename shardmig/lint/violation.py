@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import cleandoc
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import ast
 
 __all__ = ["Rule", "Violation"]
 
@@ -95,6 +98,12 @@ class Rule:
     def summary(cls) -> str:
         """Return the first line of the docstring."""
         return cleandoc(cls.__doc__ or "").partition("\n")[0]
+
+    @classmethod
+    def at(cls, node: ast.AST, message: str, *, fix: str | None = None) -> Violation:
+        """Say that a node of a script breaks this rule; message and fix as for `violation`."""
+        line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0) + 1
+        return replace(cls.violation(message, fix=fix), line=line, column=column)
 
     @classmethod
     def violation(
