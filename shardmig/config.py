@@ -146,7 +146,8 @@ class SessionSettings(_Section):
     Attributes:
         owner: role that owns the tables; `SET ROLE` to it.
         grant: role → privileges granted to it on new tables.
-        connect_timeout_s: seconds for one connection attempt, and for the first answer after it.
+        connect_timeout_s: seconds for one connection attempt, and for the first answer after it; when a runner
+            waits so long for a later one, a second connection asks whether the server still works on it.
         lock_timeout_ms: the ladder of lock timeouts, one rung a real try of all locks together; the last one repeats.
         lock_wait_s: seconds after which a busy table parks the shard.
         old_holder_ms: a transaction older than this on the table is waited for without queueing.

@@ -91,6 +91,11 @@ async def meet_holder(session: Session, *, take_over: bool, lost: Own | None = N
         await session.transact([Query(_END_LOST, (name, *lost))], local={"role": "none"})
         if await _lock_within(session, _TAKE_OVER_WAIT_MS):
             return None
+        raise ShardBusy(
+            f"the server process of this run's own lost connection does not end, though it was told to: {who}; look on "
+            "the server whether it was stopped or waits for its disk, then apply again",
+            shard=name,
+        )
     if not take_over:
         raise ShardBusy(
             f"another runner works on this shard: {who}; wait for it, or take over if it is gone for good",
@@ -108,7 +113,8 @@ async def meet_holder(session: Session, *, take_over: bool, lost: Own | None = N
 async def _lock_within(session: Session, limit_ms: int) -> bool:
     """Wait for the runner lock; False when somebody still holds it afterwards."""
     try:
-        await session.transact([Query(_WAIT_FOR_LOCK, (session.shard.name,))], local={"lock_timeout": f"{limit_ms}ms"})
+        wait = {"lock_timeout": f"{limit_ms}ms", "statement_timeout": "0"}  # which may be shorter
+        await session.transact([Query(_WAIT_FOR_LOCK, (session.shard.name,))], local=wait)
     except pg.LockNotAvailable:
         return False
     return True

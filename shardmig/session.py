@@ -20,6 +20,7 @@ from shardmig.flight import Query, Result, current_settings, fly, set_settings
 from shardmig.handshake import SCHEMA_EXISTS, SET_ROLE, Answers, connect, judge, not_ready, questions
 from shardmig.holder import LOCK_CLASS, LOCKS, Holder, Own, meet_holder
 from shardmig.pgerrors import first_line, is_connection_lost, is_transient, pointer, sqlstate
+from shardmig.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -97,7 +98,7 @@ class Session:
         timeouts = {"lock_timeout": f"{lock_timeout_ms}ms", "statement_timeout": f"{statement_timeout_ms}ms"}
         before = (await self.flight([current_settings(timeouts), set_settings(timeouts, local=False)]))[0].value
         try:
-            await self.flight([Query(sql)])
+            await self._fly([Query(sql)], limited=statement_timeout_ms > 0)
         finally:
             if not self.connection.broken and not self.connection.closed:
                 await self.flight([set_settings(dict(zip(timeouts, before, strict=True)), local=False)])
@@ -342,26 +343,55 @@ class Session:
         limit_s = self.settings.statement_timeout_s
         return limit_s + self.settings.connect_timeout_s if self.purpose == "read" and limit_s else None
 
-    async def _fly(self, queries: Sequence[Query], *, named: bool = False) -> list[Result]:
-        """Send queries in one flight; `named` results know the names of their columns."""
+    async def _fly(self, queries: Sequence[Query], *, named: bool = False, limited: bool = True) -> list[Result]:
+        """
+        Send queries in one flight, and wait for the answers while the server works on them.
+
+        Args:
+            queries: what is sent.
+            named: whether the results know the names of their columns.
+            limited: whether the server ends a statement that takes too long.
+
+        Raises:
+            ShardUnreachable: whoever only reads, or shakes hands, was not answered in time.
+            psycopg.Error: the first one; of the connection, too, when nobody works on the answer any more.
+        """
         for query in queries:
             self._refuse_hidden_text(query)
         self._answered = ((), [])
         self.failed = None
         done: list[Result] = []
+        pulse = None
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(self._limit_s) as limit:
+                pulse = self._pulse(limit, limited=limited)
                 await fly(self.connection, queries, done=done, named=named)
         except TimeoutError:
-            raise ShardUnreachable(
-                f"{self.shard.address} accepted the connection, but did not answer within {self._limit_s:g} s; look "
-                "whether its server, or a proxy on the way, hangs",
-                shard=self.shard.name,
-            ) from None
+            self.failed = queries[min(len(done), len(queries) - 1)]
+            raise self._unanswered(pulse.lost if pulse else "") from None
         except psycopg.Error:
             self.failed = queries[min(len(done), len(queries) - 1)]
             raise
+        finally:
+            if pulse:
+                pulse.end()
         return done
+
+    def _pulse(self, limit: asyncio.Timeout, *, limited: bool) -> Pulse | None:
+        """Look after a flight for which our own clock has no limit."""
+        if self._limit_s is not None:
+            return None
+        return Pulse(self.shard, self.settings, self.backend_pid, limited=limited, limit=limit)
+
+    def _unanswered(self, lost: str) -> Exception:
+        """Say that nobody answers; what was sent may have been done, as with any connection that breaks."""
+        look = "look whether its server, or a proxy on the way, hangs"
+        if lost:
+            return psycopg.OperationalError(f"{self.shard.address} {lost}; {look}")
+        within = f"did not answer within {self._limit_s:g} s"
+        return ShardUnreachable(
+            f"{self.shard.address} accepted the connection, but {within}; {look}", shard=self.shard.name
+        )
 
     def _refuse_hidden_text(self, query: Query) -> None:
         # A CR ends a "--" comment for the server though not for every reader, and nothing after a NUL is sent at all:

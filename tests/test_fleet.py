@@ -473,6 +473,29 @@ async def test_a_shard_that_hangs_keeps_nobody_elses_answer(six: list[Shard], se
     assert "did not answer" in found[1].reason
 
 
+async def test_a_server_that_hangs_in_the_middle_of_a_run_keeps_no_other_shard(
+    six: list[Shard], servers: list[Server]
+) -> None:
+    """Nothing is broken as TCP sees it, and the server's own limits do not hold: it answers nobody any more."""
+    canary, good, other = six[:3]
+    with FaultProxy(servers[2]) as proxy:
+        database = psycopg.conninfo.conninfo_to_dict(other.url.get_secret_value())["dbname"]
+        hung = Shard.model_validate({"name": other.name, "url": proxy.url(str(database))})
+        silent = proxy.cut_before("CREATE TABLE customer", how="silence")
+        fleet = fleet_of([canary, good, hung], SHOP, session={"connect_timeout_s": 1}, rollout={"waves": "all"})
+        async with asyncio.timeout(30):
+            applying = asyncio.create_task(fleet.apply())
+            assert await asyncio.to_thread(silent.struck.wait, 20)
+            proxy.blackhole()
+            report = await applying
+        proxy.heal()
+        again = await fleet.apply()
+
+    assert [DONE, DONE, Outcome.IN_DOUBT] == [one.outcome for one in report]
+    assert f"no connection to 127.0.0.1:{proxy.port}" in report.shards[2].reason
+    assert again.done
+
+
 async def test_a_runner_that_was_killed_is_not_said_to_be_at_work(six: list[Shard]) -> None:
     fleet = fleet_of(six[:1], SHOP, NOTE.model_copy(update={"parent": "0001_shop"}))
     await fleet.apply(upto="0001_shop")

@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from servers import FaultProxy, PgBouncer, standby_of
 
-from shardmig import handshake
+from shardmig import handshake, pulse
 from shardmig.config import SessionSettings, Shard
 from shardmig.errors import (
     InDoubt,
@@ -568,3 +568,61 @@ async def test_whoever_only_reads_does_not_wait_for_ever(shard: Shard, servers: 
             proxy.cut_before("SELECT 42", how="silence")
             with pytest.raises(ShardUnreachable, match=r"did not answer within 1\.5 s"):
                 await session.execute("SELECT 42")
+
+
+async def test_a_runner_gives_up_on_an_answer_that_got_lost(shard: Shard, servers: list[Server]) -> None:
+    """A proxy may forget one connection, with the server well and waiting for what comes next."""
+    with FaultProxy(servers[0]) as proxy:
+        through = elsewhere(shard, proxy.url(database_of(shard)))
+        async with asyncio.timeout(20), at(through, connect_timeout_s=1) as session:
+            proxy.cut_before("SELECT 42", how="silence")
+            with pytest.raises(psycopg.OperationalError, match=f"process {session.backend_pid} waits for us"):
+                await session.execute("SELECT 42")
+            await session.reconnect()
+
+            assert 42 == (await session.execute("SELECT 42")).value
+
+
+async def test_a_runner_gives_up_on_a_server_process_that_was_stopped(shard: Shard, connect: Connect) -> None:
+    psql = connect(shard)
+    async with asyncio.timeout(20), at(shard, connect_timeout_s=1) as session:
+        pid = session.backend_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(psycopg.OperationalError, match="or never got it"):
+                await session.execute("SELECT pg_sleep(60)")
+            with pytest.raises(ShardBusy, match=f"own lost connection does not end, though it was told to: .* {pid} "):
+                await session.reconnect()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        while psql.execute(AT_WORK, [pid]).fetchone():
+            await asyncio.sleep(0.01)
+        await session.reconnect()
+
+        assert 1 == (await session.execute("SELECT 1")).value
+
+
+async def test_a_statement_that_is_stopped_in_its_middle_is_given_up_when_its_time_is_over(
+    shard: Shard, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "_LONGEST_S", 0.5)
+    psql = connect(shard)
+    async with asyncio.timeout(20), at(shard, connect_timeout_s=1, statement_timeout_s=1.5) as session:
+        pid = session.backend_pid
+        work = asyncio.create_task(session.execute("SELECT pg_sleep(60)"))
+        while psql.execute(AT_WORK, [pid]).fetchone() != ("SELECT pg_sleep(60)",):
+            await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(psycopg.OperationalError, match=f"whose time is over: server process {pid} hangs"):
+                await work
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_whoever_is_at_work_may_take_its_time(shard: Shard) -> None:
+    """An index may be built for hours; the server has been asked twice here, and says that it is."""
+    async with at(shard, connect_timeout_s=1, statement_timeout_s=0.5) as session:
+        await session.execute_alone("SELECT pg_sleep(2.5)")
+
+        assert 1 == (await session.execute("SELECT 1")).value

@@ -1,0 +1,113 @@
+"""
+Whether a server still works on what a runner waits for, asked on a second connection when the answer is long in coming.
+
+The limits of statements and locks are kept by the server, so one that hangs keeps none of them; and to TCP, a process
+that was stopped, or a proxy that forgot whom it serves, is only slow. A limit by our own clock would have to be that of
+the slowest flight, and an index may take hours. So somebody looks: whoever is at work may go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from shardmig.errors import ShardError
+from shardmig.handshake import connect
+
+if TYPE_CHECKING:
+    from shardmig.config import SessionSettings, Shard
+
+__all__ = ["Pulse"]
+
+_MISSED = 2  # looks without any answer: one may have met a server that is only busy
+_AGAIN_S = 1.0  # after such a look
+_LONGEST_S = 10.0  # the server's limit of a statement is never said to be shorter: batches have one of their own
+
+
+class Pulse:
+    """
+    Looks after one flight, from `session.connect_timeout_s` on and so often, until `end`.
+
+    Args:
+        shard: where.
+        settings: how to connect, and how long a statement may take.
+        pid: the server process that works on the flight.
+        limited: whether the server ends a statement that takes too long.
+        limit: of the wait for the flight; it is over at once when nobody works on it any more.
+
+    Attributes:
+        lost: why nothing more is to be waited for; empty while something is.
+    """
+
+    __slots__ = ("_limit", "_limited", "_pid", "_settings", "_shard", "_task", "_timer", "lost")
+
+    def __init__(
+        self, shard: Shard, settings: SessionSettings, pid: int, *, limited: bool, limit: asyncio.Timeout
+    ) -> None:
+        self.lost = ""
+        self._shard, self._settings, self._pid = shard, settings, pid
+        self._limited, self._limit = limited and settings.statement_timeout_s > 0, limit
+        self._task: asyncio.Task[None] | None = None
+        # A timer, which nearly every flight takes back, costs a microsecond; a task would cost twenty.
+        self._timer = asyncio.get_running_loop().call_later(settings.connect_timeout_s, self._begin)
+
+    def end(self) -> None:
+        """Look no more: the flight is over."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        missed = 0
+        while not self.lost:
+            missed = 0 if await self._answered() else missed + 1
+            if missed == _MISSED:
+                self.lost = "answers nobody any more"
+            elif not self.lost:
+                await asyncio.sleep(_AGAIN_S if missed else self._settings.connect_timeout_s)
+        self._limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _answered(self) -> bool:
+        """Find out what is `lost`; False without any answer in time."""
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_s):
+                self.lost = await self._felt()
+        except TimeoutError:
+            return False
+        except (psycopg.Error, ShardError):
+            pass  # an answer, if only that the server is full; whoever serves the flight may well be at work
+        return True
+
+    async def _felt(self) -> str:
+        """Ask on a connection of its own what the server process does; say what is wrong with it."""
+        margin_s = float(self._settings.connect_timeout_s)
+        statement_s = max(self._settings.statement_timeout_s, _LONGEST_S) if self._limited else None
+        connection = await connect(self._shard, self._settings)
+        try:
+            cursor = await connection.execute(_FELT, (margin_s, statement_s, margin_s, self._pid))
+            found = await cursor.fetchone()
+        finally:
+            with suppress(psycopg.Error):
+                await connection.close()
+        if found is None:
+            return f"has no server process {self._pid} any more"
+        idle, late = found
+        if idle:
+            return f"has done what was sent, or never got it: server process {self._pid} waits for us"
+        return f"does not end a statement whose time is over: server process {self._pid} hangs" if late else ""
+
+
+# A COMMIT that waits for a synchronous standby has no limit. What a server does not track (track_activities) it cannot
+# tell: null, and waited for.
+_FELT = """
+SELECT coalesce(state LIKE 'idle%%' AND state_change < clock_timestamp() - make_interval(secs => %s), false),
+       coalesce(state = 'active' AND wait_event IS DISTINCT FROM 'SyncRep'
+                AND query_start < clock_timestamp() - make_interval(secs => %s::float8 + %s), false)
+FROM pg_stat_activity WHERE pid = %s
+"""
