@@ -15,31 +15,26 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import amendment, ledger, renaming
-from shardmig.adoption import unadopted
 from shardmig.errors import (
     ConfigError,
-    PlanChanged,
-    PreflightFailed,
     ShardError,
     ShardmigError,
     ShardUnreachable,
     SwitchRefused,
     WrongShard,
 )
-from shardmig.estimates import forecasts
 from shardmig.events import Draining, Waiting
 from shardmig.hosts import Hosts
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
-from shardmig.progress import state_of
 from shardmig.provisioning import lowest_states, provision
 from shardmig.quiet import still_asked
-from shardmig.records import Records, read_log, read_records, records_queries
+from shardmig.records import records_queries
 from shardmig.rollout import Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session
-from shardmig.switching import still_open
-from shardmig.todo import Until, ahead, pending
+from shardmig.status import ShardStatus, read_status, with_forecasts
+from shardmig.todo import Until
 from shardmig.walk import Places, Walk
 from shardmig.work import GO_ON, Apply, Each
 
@@ -47,46 +42,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from shardmig.config import Config, Shard
-    from shardmig.estimates import Forecast
     from shardmig.events import Blocker, Event, Listener
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan
-    from shardmig.records import LogRow
     from shardmig.session import Query, Session
     from shardmig.states import State
-    from shardmig.todo import Todo
 
-__all__ = ["Fleet", "ShardStatus"]
+__all__ = ["Fleet"]
 
 T = TypeVar("T")
-
-_REVISIONS_NAMED = 4  # of what is left; more are told by the first and the last
-
-
-@dataclass(frozen=True, slots=True)
-class ShardStatus:
-    """
-    Where one shard is.
-
-    Attributes:
-        shard: its name.
-        outcome: DONE, PENDING, MAINTENANCE, PLAN_CHANGED, or why it could not be asked.
-        reason: what is left or wrong; empty when done.
-        records: what its ledger says; None without a ledger or a connection.
-        left: what `apply` would do, in order.
-        log: the append-only log, if it was asked for.
-        forecasts: what each move that is left would take, if that was asked for.
-        refused: why the shard would refuse what is left, if that was asked for; empty when it would not.
-    """
-
-    shard: str
-    outcome: Outcome
-    reason: str = ""
-    records: Records | None = None
-    left: tuple[Todo, ...] = ()
-    log: tuple[LogRow, ...] = ()
-    forecasts: tuple[Forecast, ...] = ()
-    refused: str = ""
 
 
 @dataclass(slots=True)
@@ -259,8 +223,8 @@ class Fleet:
         async def ask(shard: Shard) -> ShardStatus:
             try:
                 async with self._session(shard, self.config, purpose="read", ask=self._questions(shard)) as session:
-                    found = await self._status(session, plans, until, log=log)
-                    return await self._forecast(session, found) if forecast else found
+                    found = await read_status(session, self.config, plans, history=self.plans, until=until, log=log)
+                    return await with_forecasts(session, self.config.pace, found) if forecast else found
             except ShardmigError as error:
                 return ShardStatus(shard.name, outcome_of(error), str(error))
 
@@ -299,48 +263,6 @@ class Fleet:
                 for shard, answer in answers.items()
             )
         )
-
-    async def _status(self, session: Session, plans: Sequence[AcceptedPlan], until: Until, *, log: bool) -> ShardStatus:
-        shard = session.shard.name
-        records = await read_records(session, known={accepted.sha256 for accepted in self.plans})
-        lines = tuple(await read_log(session)) if log and records else ()
-        try:
-            todo, held = pending(plans, records or Records(shard), until=until, history=self.plans)
-        except PlanChanged as changed:
-            return ShardStatus(shard, Outcome.PLAN_CHANGED, str(changed), records, (), lines)
-        reasons = [
-            f"{one.flag} {'has to be filled in' if one.unfilled else 'is held at'} {one.state.name}" for one in held
-        ]
-        if records is not None and (further := ahead(self.plans, records)):
-            reasons.append(further)
-        if refused := unadopted(self.config, records or Records(shard)):
-            reasons.append(refused)
-        if todo:
-            revisions = [item.plan.revision for item in todo]
-            many = f"{revisions[0]} … {revisions[-1]} ({len(todo)} revisions)"
-            reasons.append(f"left: {many if len(todo) > _REVISIONS_NAMED else ', '.join(revisions)}")
-        if records is not None and records.holder is not None:
-            who = records.holder
-            reasons.append(f"worked on by {who}" if records.at_work else f"left by {who}, who is gone: apply again")
-            in_the_way = await still_open(session) if records.at_work else ()
-            reasons += [f"oldest transaction there: {blocker}" for blocker in in_the_way[:1]]
-        reasons += _failures(records)
-        reasons += [said for step in (records.steps.values() if records else ()) if (said := state_of(step))]
-        if records is not None and records.version < ledger.newest():
-            reasons.append(f"its ledger is version {records.version}, the next apply brings it to {ledger.newest()}")
-        if records is not None and records.maintenance:
-            outcome = Outcome.MAINTENANCE
-            reasons.insert(0, records.reason or "no reason given")
-        else:
-            outcome = Outcome.PENDING if todo or held else Outcome.DONE
-        return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines, refused=refused)
-
-    async def _forecast(self, session: Session, found: ShardStatus) -> ShardStatus:
-        records = found.records or Records(found.shard)
-        try:
-            return replace(found, forecasts=await forecasts(session, self.config.pace, found.left, records))
-        except PreflightFailed as refused:
-            return replace(found, refused=str(refused))
 
     async def _on_each(self, work: Callable[[Run], Awaitable[ShardReport | None]]) -> Report:
         """Do the same on every target, without canary, waves or parking."""
@@ -438,11 +360,3 @@ def _hurried(config: Config) -> Config:
             "pace": pace.model_copy(update={"max_rest_s": min(limit_s, pace.max_rest_s), "parks_waiting": True}),
         }
     )
-
-
-def _failures(records: Records | None) -> list[str]:
-    """Name what failed and was not tried again since, each in a line."""
-    if records is None:
-        return []
-    errors = [step.error or "" for step in records.steps.values() if step.status == "FAILED"]
-    return ["failed: " + error.removeprefix(f"{records.shard}, ").partition("\n")[0] for error in errors]

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from conftest import Connect
 
     from shardmig.events import Event
-    from shardmig.fleet import Fleet, ShardStatus
+    from shardmig.fleet import Fleet
+    from shardmig.status import ShardStatus
 
 SLOW = {"batch_rows": 10, "batch_rows_min": 10, "batch_rows_max": 10, "max_rows_per_s": 200}
 

@@ -19,7 +19,7 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from shardmig.fleet import ShardStatus
+    from shardmig.status import ShardStatus
 
 __all__ = ["ALIKE", "SHARDS", "FlagTable", "Row", "applied", "brief", "lines", "named", "others", "show", "told"]
 

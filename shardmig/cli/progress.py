@@ -49,10 +49,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shardmig.events import Event, Listener
-    from shardmig.fleet import Fleet, ShardStatus
+    from shardmig.fleet import Fleet
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.rollout import Wave
+    from shardmig.status import ShardStatus
 
 __all__ = ["confirm", "confirm_done", "exporting", "run", "watch"]
 

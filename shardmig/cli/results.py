@@ -18,10 +18,10 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from shardmig.fleet import ShardStatus
     from shardmig.outcomes import Report, ShardReport
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import Records, StepRow
+    from shardmig.status import ShardStatus
 
 __all__ = ["show_gate", "show_history", "show_left", "show_report", "show_same", "show_status", "show_steps"]
 

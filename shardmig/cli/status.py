@@ -10,7 +10,7 @@ from shardmig.cli import options
 from shardmig.outcomes import Outcome
 
 if TYPE_CHECKING:
-    from shardmig.fleet import ShardStatus
+    from shardmig.status import ShardStatus
 
 __all__ = ["register", "status"]
 

@@ -1,0 +1,139 @@
+"""Where one shard is, in words: what its ledger says, what is left to do there, what is wrong or in the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from shardmig import ledger
+from shardmig.adoption import unadopted
+from shardmig.errors import PlanChanged, PreflightFailed
+from shardmig.estimates import forecasts
+from shardmig.outcomes import Outcome
+from shardmig.progress import state_of
+from shardmig.records import Records, read_log, read_records
+from shardmig.switching import still_open
+from shardmig.todo import ahead, pending
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shardmig.config import Config, Pace
+    from shardmig.estimates import Forecast
+    from shardmig.plan import AcceptedPlan
+    from shardmig.records import LogRow
+    from shardmig.session import Session
+    from shardmig.todo import Todo, Until
+
+__all__ = ["ShardStatus", "read_status", "with_forecasts"]
+
+_REVISIONS_NAMED = 4  # of what is left; more are told by the first and the last
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """
+    Where one shard is.
+
+    Attributes:
+        shard: its name.
+        outcome: DONE, PENDING, MAINTENANCE, PLAN_CHANGED, or why it could not be asked.
+        reason: what is left or wrong; empty when done.
+        records: what its ledger says; None without a ledger or a connection.
+        left: what `apply` would do, in order.
+        log: the append-only log, if it was asked for.
+        forecasts: what each move that is left would take, if that was asked for.
+        refused: why the shard would refuse what is left, if that was asked for; empty when it would not.
+    """
+
+    shard: str
+    outcome: Outcome
+    reason: str = ""
+    records: Records | None = None
+    left: tuple[Todo, ...] = ()
+    log: tuple[LogRow, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
+    refused: str = ""
+
+
+async def read_status(
+    session: Session,
+    config: Config,
+    plans: Sequence[AcceptedPlan],
+    *,
+    history: Sequence[AcceptedPlan],
+    until: Until,
+    log: bool,
+) -> ShardStatus:
+    """
+    Ask a shard where it is; changes nothing.
+
+    Args:
+        session: a session on the shard.
+        config: says what was adopted.
+        plans: what is meant to be there, in order.
+        history: all plans, in order.
+        until: how far each of `plans` is meant to go.
+        log: whether to read the log too.
+    """
+    shard = session.shard.name
+    records = await read_records(session, known={accepted.sha256 for accepted in history})
+    lines = tuple(await read_log(session)) if log and records else ()
+    try:
+        todo, held = pending(plans, records or Records(shard), until=until, history=history)
+    except PlanChanged as changed:
+        return ShardStatus(shard, Outcome.PLAN_CHANGED, str(changed), records, (), lines)
+    reasons = [f"{one.flag} {'has to be filled in' if one.unfilled else 'is held at'} {one.state.name}" for one in held]
+    if records is not None and (further := ahead(history, records)):
+        reasons.append(further)
+    if refused := unadopted(config, records or Records(shard)):
+        reasons.append(refused)
+    if todo:
+        reasons.append(f"left: {_named([item.plan.revision for item in todo])}")
+    if records is not None:
+        reasons += await _at_work(session, records)
+        reasons += _recorded(records)
+    if records is not None and records.maintenance:
+        outcome = Outcome.MAINTENANCE
+        reasons.insert(0, records.reason or "no reason given")
+    else:
+        outcome = Outcome.PENDING if todo or held else Outcome.DONE
+    return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines, refused=refused)
+
+
+async def with_forecasts(session: Session, pace: Pace, found: ShardStatus) -> ShardStatus:
+    """Try, and roll back, what tells how long the moves that are left take there, or why they are refused."""
+    records = found.records or Records(found.shard)
+    try:
+        return replace(found, forecasts=await forecasts(session, pace, found.left, records))
+    except PreflightFailed as refused:
+        return replace(found, refused=str(refused))
+
+
+def _named(revisions: Sequence[str]) -> str:
+    if len(revisions) > _REVISIONS_NAMED:
+        return f"{revisions[0]} … {revisions[-1]} ({len(revisions)} revisions)"
+    return ", ".join(revisions)
+
+
+async def _at_work(session: Session, records: Records) -> list[str]:
+    """Say who works there or left, and who is in the way."""
+    if records.holder is None:
+        return []
+    if not records.at_work:
+        return [f"left by {records.holder}, who is gone: apply again"]
+    in_the_way = await still_open(session)
+    return [
+        f"worked on by {records.holder}",
+        *(f"oldest transaction there: {blocker}" for blocker in in_the_way[:1]),
+    ]
+
+
+def _recorded(records: Records) -> list[str]:
+    """Say what failed and was not tried again since, where moves stand, and whether the ledger is an old one."""
+    errors = [step.error or "" for step in records.steps.values() if step.status == "FAILED"]
+    said = ["failed: " + error.removeprefix(f"{records.shard}, ").partition("\n")[0] for error in errors]
+    said += [stands for step in records.steps.values() if (stands := state_of(step))]
+    if records.version < ledger.newest():
+        said.append(f"its ledger is version {records.version}, the next apply brings it to {ledger.newest()}")
+    return said
