@@ -15,6 +15,7 @@ import pytest
 from model.cases import FAILING, HOLDING, Case
 from model.flagrow import FIRST, FlagRow, flips, may_move
 from model.rows import Rows
+from model.runner_cases import RUNNER_FAILING, RUNNER_HOLDING
 from model.search import TooLarge, explore
 
 from shardmig.states import EDGES, Guard, State
@@ -33,7 +34,7 @@ def sampled(cases: Iterable[Case]) -> list[object]:
     return [pytest.param(c, id=c.name, marks=[] if c.quick else [pytest.mark.long]) for c in cases]
 
 
-@pytest.mark.parametrize("case", sampled(HOLDING))
+@pytest.mark.parametrize("case", sampled((*HOLDING, *RUNNER_HOLDING)))
 def test_nothing_is_ever_wrong_with(case: Case) -> None:
     found = explore(case.model)
 
@@ -41,7 +42,7 @@ def test_nothing_is_ever_wrong_with(case: Case) -> None:
     assert found.holds, str(found)
 
 
-@pytest.mark.parametrize("case", sampled(FAILING))
+@pytest.mark.parametrize("case", sampled((*FAILING, *RUNNER_FAILING)))
 def test_harm_is_done_by(case: Case) -> None:
     found = explore(case.model)
 
@@ -92,6 +93,8 @@ def test_the_docs_tell_every_edge_what_it_waits_for_and_how_many_cases_there_are
     assert f"{len(HOLDING)} variants that hold" in page
     assert f"{len(FAILING)} with one thing taken away" in page
     assert f"each of the {len(FAILING)} cases that fail" in page
+    assert f"{len(RUNNER_HOLDING)} variants of what a runner does hold" in page
+    assert f"{len(RUNNER_FAILING)} with one thing taken away do harm" in page
 
 
 def test_every_wait_can_be_taken_away() -> None:

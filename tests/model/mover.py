@@ -69,7 +69,7 @@ class Batches(Settings):
         """Forward, first half of the statement: the source row."""
         mover = world.mover
         locks = self.lock != "none"
-        following = "commit" if self.tables == "one" else "write"
+        following = self._last(world) if self.tables == "one" else "write"
         if mover.waits == GONE or not mover.found:
             return ("mover: finds no source row",), in_batch(world, stage=following, found=False, waits=NOT_WAITING)
         if self.tables == "one" and not locks:
@@ -86,13 +86,13 @@ class Batches(Settings):
         """One table, SELECT and UPDATE apart: the value is that of the SELECT."""
         if world.locks[SOURCE] != NOBODY:
             return ("mover: waits for the row",), in_batch(world, waits=WAITING)
-        after = in_batch(world, stage="commit", found=world.old != ABSENT)
+        after = in_batch(world, stage=self._last(world), found=world.old != ABSENT)
         return ("mover: UPDATEs the row with what it selected",), locked(after, SOURCE, MOVER)
 
     def _mover_write(self, world: World) -> tuple[Label, World]:
         """Forward, second half: the target row."""
         mover = world.mover
-        following = "look" if mover.repair and self.purge != "no" else "commit"
+        following = "look" if mover.repair and self.purge != "no" else self._last(world)
         if not mover.found:
             return ("mover: has nothing to write",), in_batch(world, stage=following)
         if world.locks[TARGET] not in (NOBODY, MOVER):
@@ -163,17 +163,29 @@ class Batches(Settings):
         after = in_batch(world, stage="commit_back", orphan=False, found=True)
         return ("mover: writes the source row",), locked(after, SOURCE, MOVER)
 
+    def _last(self, world: World) -> str:
+        """Say what comes behind the rows."""
+        return "check" if world.mover.whole else "commit"
+
     def _mover_commit(self, world: World) -> tuple[Label, World]:
-        mover, old, new = world.mover, world.old, world.new
+        mover = world.mover
         changed = gone = 0
         if self.tables == "one":
-            if mover.found and old != ABSENT:
-                new, changed = (old if self.lock != "none" else mover.value), 1
+            changed = int(mover.found and world.old != ABSENT)
         elif mover.orphan:
-            new, changed, gone = ABSENT, 2, 2
+            changed = gone = 2
         elif mover.found:
-            new, changed = (old if self.lock != "none" else mover.value), 2 | (self.lock == "touch")
-        return ("mover: COMMIT",), self._moved(world._replace(old=old, new=new), changed, gone)
+            changed = 2 | (self.lock == "touch")
+        return ("mover: COMMIT",), self._moved(world._replace(new=self.copied(world)), changed, gone)
+
+    def copied(self, world: World) -> int:
+        """Tell what new is once the batch is committed."""
+        mover = world.mover
+        if mover.orphan:
+            return ABSENT
+        if mover.found and (self.tables != "one" or world.old != ABSENT):
+            return world.old if self.lock != "none" else mover.value
+        return world.new
 
     def _mover_commit_back(self, world: World) -> tuple[Label, World]:
         mover, old = world.mover, world.old

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model.flagrow import FIRST, flips, may_move
-from model.mover import Batches
+from model.handful import Handfuls
 from model.world import (
     ABSENT,
     BEGUN,
@@ -51,7 +51,7 @@ OLD, DUAL, LIVE, DONE = State
 
 
 @dataclass(frozen=True)
-class Rows(Batches):
+class Rows(Handfuls):
     """The model; its settings say what is changed about the protocol."""
 
     # -- what the search asks ------------------------------------------------------------------------------------------
@@ -233,7 +233,8 @@ class Rows(Batches):
 
     def _switch_steps(self, world: World) -> Iterator[tuple[Label, World]]:
         flag, drain = world.flag, world.drain
-        if not (self.fenced and world.mover.stage):
+        held = self.fenced and not (world.mover.whole and self.handful == "unheld")
+        if not (held and world.mover.stage):
             for after in flips(flag, self.without, self.skips):
                 label = ("flip: ", State(flag.state).name, " → ", State(after.state).name)
                 # A drain or move of before may vouch for nothing any more: its conditional UPDATE would find no row.

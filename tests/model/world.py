@@ -73,6 +73,16 @@ NOBODY, MOVER = -1, -2  # holders of a lock that are no application
 
 Tables = Literal["one", "entity", "value"]
 Order = Literal["old", "new", "reverse_open", "by_state"]
+Handful = Literal[
+    "never",
+    "as built",
+    "without looks",  # nobody looks who is open
+    "looks last",  # behind the rows and the check, not before them
+    "looks before DUAL",  # and OLD → DUAL is in the same transaction, so that whoever begins meanwhile acts on OLD
+    "unheld",  # the flag's row is not locked, and who is open was asked about the flip before
+    "one snapshot",  # that of the transaction, older than the looks
+    "unchecked",
+]
 
 
 class App(NamedTuple):
@@ -118,6 +128,7 @@ class Mover(NamedTuple):
         orphan: the target row was seen without a source; back: the source row is as it was in the snapshot.
         repair: the batch also removes orphans.
         waits: as of an application.
+        whole: it is a handful: drain, move, check and flip in one transaction.
     """
 
     stage: str
@@ -126,6 +137,7 @@ class Mover(NamedTuple):
     orphan: bool = False
     repair: bool = False
     waits: int = NOT_WAITING
+    whole: bool = False
 
 
 RESTING = Mover("")
@@ -178,6 +190,7 @@ class Settings:
         late: a drain that ends after a later flip is recorded all the same.
         unaware: processes that run code which knows no flag.
         exempt: processes whose role the drain does not wait for, although they use the flag.
+        handful: the runner may do all in one transaction; "as built", or with one thing changed (`handful`).
         refuse_snapshots: writers under one snapshot are refused in DUAL (rule 3).
         without: waits left out.
         skips: edges taken that do not exist.
@@ -199,6 +212,7 @@ class Settings:
     late: bool = False
     unaware: int = 0
     exempt: int = 0
+    handful: Handful = "never"
     refuse_snapshots: bool = True
     without: frozenset[str] = frozenset()
     skips: tuple[tuple[State, State], ...] = ()
