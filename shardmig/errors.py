@@ -169,7 +169,7 @@ class ThroughPooler(ShardError):
 
 
 class NotPrimary(ShardError):
-    """The server is a standby or read-only; give the primary's address in this shard's url."""
+    """The server is a standby; give the primary's address in this shard's url."""
 
 
 class LockNotObtained(ShardError):

@@ -254,7 +254,12 @@ class Fleet:
 
     async def _beside(self, say: Callable[[Session], Awaitable[None]]) -> Report:
         """Write something into every target's ledger beside whoever works there; their turn is not needed for it."""
-        answers = await self.ask(say)
+
+        async def writing(session: Session) -> None:
+            await session.refuse_read_only()
+            await say(session)
+
+        answers = await self.ask(writing)
         return Report(
             tuple(
                 ShardReport(shard, outcome_of(answer), 0, str(answer), error=answer)

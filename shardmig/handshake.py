@@ -16,13 +16,24 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shardmig.errors import NotPrimary, PreflightFailed, ShardUnreachable, ThroughPooler
 from shardmig.pgerrors import first_line
+from shardmig.plan import quote_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shardmig.config import SessionSettings, Shard
 
-__all__ = ["SCHEMA_EXISTS", "SET_ROLE", "Answers", "connect", "judge", "not_ready", "questions"]
+__all__ = [
+    "READ_ONLY",
+    "SCHEMA_EXISTS",
+    "SET_ROLE",
+    "Answers",
+    "connect",
+    "judge",
+    "not_ready",
+    "questions",
+    "read_only",
+]
 
 # Of a broken connection psycopg also warns in its log, which Python prints where nobody configured logging; to us it
 # comes as an exception.
@@ -47,6 +58,7 @@ _SETTINGS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "30s",
 }
+READ_ONLY = "default_transaction_read_only"
 _OFF_SINCE = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}  # setting → server version
 
 _UNIT_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -148,9 +160,10 @@ def judge(
     oldest, newest = pg_versions
     if not answers.direct:
         raise ThroughPooler(shard=shard.name)
-    if answers.standby or answers.read_only:
-        kind = "a standby" if answers.standby else "read-only (default_transaction_read_only)"
-        raise NotPrimary(f"{shard.address} is {kind}; give the primary's address in this shard's url", shard=shard.name)
+    if answers.standby:
+        raise NotPrimary(
+            f"{shard.address} is a standby; give the primary's address in this shard's url", shard=shard.name
+        )
     if not oldest <= major <= newest:
         raise not_ready(
             shard,
@@ -165,6 +178,32 @@ def judge(
             f"session_replication_role is {answers.replication_role}, so triggers would not fire; "
             f"ALTER ROLE {answers.login} RESET session_replication_role",
         )
+
+
+def read_only(shard: Shard, source: str, *, login: str, database: str) -> PreflightFailed:
+    """
+    Say who made all transactions of a shard read-only by default; a session does not overrule that.
+
+    Whoever set it had a reason: a disk that is nearly full, a move to another server.
+
+    Args:
+        shard: where.
+        source: where the server says that the setting comes from (`pg_settings.source`).
+        login: the role that connected.
+        database: its database.
+    """
+    role, base = quote_name(login), quote_name(database)
+    cure = {
+        "database": f"ALTER DATABASE {base} RESET {READ_ONLY}",
+        "user": f"ALTER ROLE {role} RESET {READ_ONLY}",
+        "database user": f"ALTER ROLE {role} IN DATABASE {base} RESET {READ_ONLY}",
+        "client": "take it out of this shard's url, or of PGOPTIONS",
+    }.get(source, f"ALTER SYSTEM RESET {READ_ONLY} and reload, or correct the server's configuration")
+    return not_ready(
+        shard,
+        f"transactions are read-only here ({READ_ONLY} is on, from: {source}). Find out why, for a hosting service "
+        f"sets it when the disk is full; then {cure}",
+    )
 
 
 def not_ready(shard: Shard, message: str) -> PreflightFailed:

@@ -94,7 +94,7 @@ async def install(session: Session, *, closed: str | None = None) -> None:
 
     Raises:
         WrongShard: the schema belongs to another shard, or the name to another schema; nothing was written.
-        PreflightFailed: the owner role may not create the ledger's schema.
+        PreflightFailed: the owner role may not create the ledger's schema, or somebody else's has its name.
         LockNotObtained: somebody kept a table of an older ledger busy; nothing was changed.
         ShardError: the ledger is newer than this shardmig.
     """
@@ -108,12 +108,6 @@ async def install(session: Session, *, closed: str | None = None) -> None:
             if time.monotonic() > deadline_s:
                 raise await _stayed_busy(session, error) from error
             await asyncio.sleep(random.uniform(*_PAUSE_S))  # noqa: S311 - jitter
-        except pg.DuplicateSchema as error:
-            raise PreflightFailed(
-                "a schema shardmig is there that is no ledger of shardmig's; rename it, or drop it if it is empty "
-                "(the runner creates its own)",
-                shard=session.shard.name,
-            ) from error
         except pg.InsufficientPrivilege as error:
             raise PreflightFailed(
                 f"the ledger cannot be installed ({error.diag.message_primary}); run there as a superuser: "
@@ -140,9 +134,23 @@ async def _install(session: Session, closed: str | None, *, lock_timeout_ms: int
 
 
 async def version_of(session: Session) -> int:
-    """Return the version of the database's ledger; 0 is none."""
-    found = await session.execute("SELECT to_regprocedure('shardmig.ledger_version()') IS NOT NULL")
-    return int((await session.execute("SELECT shardmig.ledger_version()")).value) if found.value else 0
+    """
+    Return the version of the database's ledger; 0 is none.
+
+    Raises:
+        PreflightFailed: a schema of somebody else's has the ledger's name.
+    """
+    [(known, taken)] = (await session.execute(_IS_THERE)).rows
+    if taken and not known:
+        raise PreflightFailed(
+            "a schema shardmig is there that is no ledger of shardmig's; rename it, or drop it if it is empty "
+            "(the runner creates its own)",
+            shard=session.shard.name,
+        )
+    return int((await session.execute("SELECT shardmig.ledger_version()")).value) if known else 0
+
+
+_IS_THERE = "SELECT to_regprocedure('shardmig.ledger_version()') IS NOT NULL, to_regnamespace('shardmig') IS NOT NULL"
 
 
 async def _upgraded(session: Session, before: int) -> None:

@@ -17,7 +17,17 @@ import psycopg
 
 from shardmig.errors import InDoubt, ShardUnreachable, StepFailed
 from shardmig.flight import Query, Result, current_settings, fly, set_settings
-from shardmig.handshake import SCHEMA_EXISTS, SET_ROLE, Answers, connect, judge, not_ready, questions
+from shardmig.handshake import (
+    READ_ONLY,
+    SCHEMA_EXISTS,
+    SET_ROLE,
+    Answers,
+    connect,
+    judge,
+    not_ready,
+    questions,
+    read_only,
+)
 from shardmig.holder import LOCK_CLASS, LOCKS, Holder, Own, meet_holder
 from shardmig.pgerrors import first_line, is_connection_lost, is_transient, pointer, sqlstate
 from shardmig.pulse import Pulse
@@ -58,6 +68,7 @@ class Session:
         pg_versions: oldest and newest server major that it works with.
         login: the role that connected; `observe` runs as it.
         deadlock_timeout_ms: the server's setting.
+        read_only: transactions are read-only by default; then only purpose "read" gets a session.
         took_over: whose backend was terminated to get the runner lock; None as a rule.
         terminate_older_than_s: a drain ends transactions older than this; None: it waits for all, as it should.
         failed: the query of the last flight that the server refused.
@@ -72,6 +83,7 @@ class Session:
         self.purpose = purpose
         self.login = ""
         self.deadlock_timeout_ms = 0.0
+        self.read_only = False
         self.took_over: Holder | None = None
         self.terminate_older_than_s: float | None = None
         self.failed: Query | None = None
@@ -273,6 +285,17 @@ class Session:
         await self.close()
         await self.connect()
 
+    async def refuse_read_only(self) -> None:
+        """
+        Make sure that something may be written.
+
+        Raises:
+            PreflightFailed: transactions are read-only by default; the message says where that is set.
+        """
+        if self.read_only:
+            source = (await self.execute("SELECT source FROM pg_settings WHERE name = $1", [READ_ONLY])).value
+            raise read_only(self.shard, source, login=self.login, database=self.connection.info.dbname)
+
     async def close(self) -> None:
         """Close the connection; its locks and its open transaction end with it."""
         if self._open is not None:
@@ -290,6 +313,9 @@ class Session:
         self.login, self.deadlock_timeout_ms = answers.login, answers.deadlock_timeout_ms
         if schema != self.shard.schema_name:
             raise await self._schema_problem()
+        self.read_only = answers.read_only
+        if self.purpose == "run":
+            await self.refuse_read_only()
         # A lock wait that outlives deadlock_timeout makes the server look for deadlocks, and may end the application's
         # transaction instead of ours: half of it is the limit, whatever the ladder says.
         if self.settings.lock_timeout_ms[-1] > (limit_ms := self.deadlock_timeout_ms // 2):

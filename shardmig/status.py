@@ -9,6 +9,7 @@ from shardmig import ledger
 from shardmig.adoption import unadopted
 from shardmig.errors import PlanChanged, PreflightFailed
 from shardmig.estimates import forecasts
+from shardmig.handshake import READ_ONLY
 from shardmig.outcomes import Outcome
 from shardmig.progress import state_of
 from shardmig.records import Records, read_log, read_records
@@ -88,6 +89,8 @@ async def read_status(
         reasons.append(further)
     if refused := unadopted(config, records or Records(shard)):
         reasons.append(refused)
+    if session.read_only:
+        reasons.append(f"read-only ({READ_ONLY}), so nothing can be applied")
     if todo:
         reasons.append(f"left: {_named([item.plan.revision for item in todo])}")
     if records is not None:
@@ -105,6 +108,7 @@ async def with_forecasts(session: Session, pace: Pace, found: ShardStatus) -> Sh
     """Try, and roll back, what tells how long the moves that are left take there, or why they are refused."""
     records = found.records or Records(found.shard)
     try:
+        await session.refuse_read_only()
         return replace(found, forecasts=await forecasts(session, pace, found.left, records))
     except PreflightFailed as refused:
         return replace(found, refused=str(refused))

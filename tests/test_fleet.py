@@ -524,8 +524,26 @@ async def test_a_ledger_that_somebody_locks_parks_the_shard_and_names_who(six: l
 
 
 async def test_a_schema_of_somebody_else_that_has_our_name_is_told_with_the_cure(six: list[Shard]) -> None:
-    run(six[0], "CREATE SCHEMA shardmig")
+    run(six[0], "CREATE SCHEMA shardmig; CREATE TABLE shardmig.shard (id int)")
+    [status] = await fleet_of(six[:1], SHOP).status()
     [report] = await fleet_of(six[:1], SHOP).apply()
 
-    assert FAILED is report.outcome
-    assert "a schema shardmig is there that is no ledger" in report.reason
+    assert (FAILED, FAILED) == (status.outcome, report.outcome)
+    for reason in (status.reason, report.reason):
+        assert "a schema shardmig is there that is no ledger" in reason
+
+
+async def test_a_read_only_shard_is_shown_and_nothing_is_written_there(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:1], SHOP, NOTE.model_copy(update={"parent": "0001_shop"}))
+    await fleet.apply(upto="0001_shop")
+    run(six[0], "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', "
+                "current_database()); END $$")  # fmt: skip
+    [status] = await fleet.status(forecast=True)
+    [applied] = await fleet.apply()
+    [paused] = await fleet.pause("shop")
+
+    assert (PENDING, "0003_note") == (status.outcome, status.left[0].plan.revision)
+    assert "read-only (default_transaction_read_only), so nothing can be applied" in status.reason
+    for refused in (status.refused, applied.reason, paused.reason):
+        assert "ALTER DATABASE" in refused
+    assert (FAILED, FAILED) == (applied.outcome, paused.outcome)

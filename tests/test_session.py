@@ -441,10 +441,23 @@ async def test_a_standby_is_refused(servers: list[Server]) -> None:
         assert "is a standby; give the primary's address" in await refusal(NotPrimary, shard)
 
 
-async def test_a_read_only_database_is_refused(shard: Shard, connect: Connect) -> None:
-    connect(shard).execute(f'ALTER DATABASE "{database_of(shard)}" SET default_transaction_read_only = on'.encode())
+@pytest.mark.parametrize("whose", ["DATABASE {base}", "ROLE shop_migrator IN DATABASE {base}", "client"])
+async def test_a_read_only_database_is_refused_to_runners_with_the_cure(
+    shard: Shard, connect: Connect, whose: str
+) -> None:
+    """Nobody overrules it: a hosting service, say, sets it where the disk is full. Reading goes on."""
+    base = f'"{database_of(shard)}"'
+    target = elsewhere(shard, url_of(shard, user="shop_migrator"))
+    cure = f"ALTER {whose.format(base=base)} RESET default_transaction_read_only".replace('"', "")
+    if whose == "client":
+        options = {"options": "-c default_transaction_read_only=on"}
+        target, cure = elsewhere(target, url_of(target, **options)), "take it out of this shard's url"
+    else:
+        connect(shard).execute(f"ALTER {whose.format(base=base)} SET default_transaction_read_only = on".encode())
 
-    assert "read-only" in await refusal(NotPrimary, shard)
+    assert f"then {cure}" in (await refusal(PreflightFailed, target)).replace('"', "")
+    async with at(target, purpose="read") as session:
+        assert (1, True) == ((await session.execute("SELECT 1")).value, session.read_only)
 
 
 async def test_a_server_outside_pg_versions_is_refused(shard: Shard) -> None:
