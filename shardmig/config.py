@@ -32,7 +32,7 @@ from pydantic import (
 from shardmig.errors import ConfigError
 from shardmig.window import Window
 
-__all__ = ["Config", "Lint", "Maintenance", "Pace", "Rollout", "SessionSettings", "Shard", "Speed", "load"]
+__all__ = ["Config", "Lint", "Maintenance", "Pace", "Rollout", "SessionSettings", "Shard", "Speed", "load", "nearest"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -354,6 +354,12 @@ def load(path: Path | None = None, *, shards: bool = True) -> Config:
     if found.name == "pyproject.toml":
         written = written.get("tool", {}).get("shardmig", {})
     return _parse(written, found, shards=shards)
+
+
+def nearest(start: Path) -> Config:
+    """Read the configuration of a directory or the nearest one above it, without shards; defaults where none is."""
+    found = _find(start)
+    return load(found, shards=False) if found else Config(root=start)
 
 
 def _find(start: Path) -> Path | None:

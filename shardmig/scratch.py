@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from shardmig.config import Config
     from shardmig.plan import AcceptedPlan
 
-__all__ = ["Scratch", "scratch"]
+__all__ = ["ANY_VERSION", "Scratch", "scratch"]
 
-_ANY_VERSION = (10, 99)
+ANY_VERSION = (10, 99)
+"""For a throw-away server: whichever is here will do."""
+
 _numbers = count(1)  # of databases; two of one process may share a server
 _CREATES_SCHEMA = re.compile(r"\s*CREATE\s+SCHEMA\s+(?:\"(?P<quoted>[^\"]+)\"|(?P<plain>\w+))", re.IGNORECASE)
 _EXTENSIONS = "SELECT name FROM pg_available_extensions WHERE name = ANY ($1::text[]) ORDER BY name"
@@ -63,7 +65,7 @@ class Scratch:
         self.config = config.model_copy(
             update={
                 "session": SessionSettings(),
-                "lint": Lint(**{**config.lint.model_dump(), "pg_versions": _ANY_VERSION}),
+                "lint": Lint(**{**config.lint.model_dump(), "pg_versions": ANY_VERSION}),
             }
         )
 
@@ -72,7 +74,7 @@ class Scratch:
         url = self._server.create_database(f"scratch{next(_numbers)}")
         admin = Shard.model_validate({"name": "scratch", "url": url})
         shard = Shard.model_validate({"name": "scratch", "url": url, "schema": schema})
-        async with open_session(admin, self.config.session, pg_versions=_ANY_VERSION, purpose="read") as session:
+        async with open_session(admin, self.config.session, pg_versions=ANY_VERSION, purpose="read") as session:
             for name in sorted({schema, *self._taken_schemas()} - self._created_schemas() - {"public"}):
                 await session.execute(f"CREATE SCHEMA {quote(name)}")
             # A type such as citext comes with the extension of its name.

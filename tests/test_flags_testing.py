@@ -411,3 +411,82 @@ def test_local_shards_are_real_and_walk_through_every_state(pytester: pytest.Pyt
     pytester.makeini(f"[pytest]\nasyncio_mode = auto\nshardmig_migrations = {migrations}\n")
 
     assert {"passed": 1} == run(pytester, tests)
+
+
+_ENV = """
+from alembic import context
+from sqlalchemy import create_engine
+
+with create_engine(context.config.get_main_option("sqlalchemy.url")).connect() as connection:
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+_ALEMBICS = """
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision = "1975ea83b712", None
+def upgrade():
+    op.create_table("customer", sa.Column("id", sa.BigInteger, primary_key=True), sa.Column("name", sa.Text))
+def downgrade():
+    op.drop_table("customer")
+"""
+_OURS = """
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision = "0001_nickname", "1975ea83b712"
+def upgrade():
+    op.add_column("customer", sa.Column("nickname", sa.Text))
+"""
+_BASE = """
+import alembic.command, alembic.config
+def build(url):
+    config = alembic.config.Config("alembic.ini")
+    url = url.replace("postgresql://", "postgresql+psycopg://").replace("%", "%%")
+    config.set_main_option("sqlalchemy.url", url)
+    alembic.command.upgrade(config, "1975ea83b712")
+"""
+_ADOPTED = """
+migrations = "alembic/versions"
+[lint]
+start_after = "1975ea83b712"
+[shards.eu1]
+url = "${NOWHERE_IN_A_TEST}"
+"""
+
+
+@pytest.mark.parametrize("has_base", [True, False])
+def test_local_shards_of_an_adopted_project_begin_with_what_alembic_made(
+    pytester: pytest.Pytester, *, has_base: bool
+) -> None:
+    files = {
+        "alembic.ini": "[alembic]\nscript_location = alembic\n",
+        "alembic/env.py": _ENV,
+        "alembic/versions/1975ea83b712_shop.py": _ALEMBICS,
+        "alembic/versions/0001_nickname.py": _OURS,
+        "alembic/versions/HEAD": "0001_nickname\n",
+        "base.py": _BASE,
+        "shardmig.toml": _ADOPTED,
+        "pytest.ini": "[pytest]\nshardmig_shards = eu1\n" + "shardmig_base = base:build\n" * has_base,
+    }
+    for name, text in files.items():
+        path = pytester.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    pytester.syspathinsert()
+    pytester.makepyfile(
+        test_shop="""
+        import psycopg
+        def test_nickname(local_shards):
+            with psycopg.connect(local_shards["eu1"]) as connection:
+                connection.execute("SELECT nickname FROM customer")
+        """
+    )
+
+    ended = pytester.runpytest_subprocess()
+
+    if has_base:
+        ended.assert_outcomes(passed=1)
+    else:
+        ended.assert_outcomes(errors=1)
+        ended.stdout.fnmatch_lines(["*this project was adopted at 1975ea83b712*", "*shardmig_base = *"])

@@ -27,6 +27,7 @@ from shardmig.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from shardmig.flags.testing import Contract
     from shardmig.integrations.local_shards import LocalShards
@@ -41,7 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--flag-state NAME=STATE` and the ini keys."""
     parser.addini("shardmig_flags", "where the application's Flags are: package.module:name")
     parser.addini("shardmig_shards", "names of the shards that local_shards runs", type="args", default=["eu1", "us1"])
-    parser.addini("shardmig_migrations", "directory of the migrations that local_shards applies", default="migrations")
+    parser.addini(
+        "shardmig_migrations", "directory of the migrations that local_shards applies; by default the configuration's"
+    )
+    parser.addini(
+        "shardmig_base",
+        "package.module:function that makes of an empty database, by its URL, what migrations begin with",
+    )
     parser.getgroup("shardmig").addoption(
         "--flag-state",
         action="append",
@@ -112,8 +119,9 @@ def local_shards(request: pytest.FixtureRequest) -> Iterator[LocalShards]:
     from shardmig.integrations.local_shards import running  # noqa: PLC0415 - it loads the whole tool
 
     config = request.config
-    names, migrations = config.getini("shardmig_shards"), config.getini("shardmig_migrations")
-    with running(names, root=config.rootpath, migrations=migrations) as shards:
+    names, migrations = config.getini("shardmig_shards"), str(config.getini("shardmig_migrations") or "")
+    base = _named(config, "shardmig_base") if config.getini("shardmig_base") else None
+    with running(names, root=config.rootpath, migrations=migrations, base=base) as shards:
         yield shards
 
 
@@ -153,7 +161,7 @@ def _compare_with_scripts(flag: Flag, config: pytest.Config) -> None:
     """Fail where scripts are at hand and none has this flag; scripts are read, not executed."""
     from shardmig.scripts import read_script  # noqa: PLC0415 - it loads the tool's side
 
-    directory = config.rootpath / config.getini("shardmig_migrations")
+    directory = _migrations(config)
     known = set()
     for path in directory.glob("*.py"):
         with suppress(ScriptError):  # plain Alembic's, from before shardmig was adopted
@@ -163,6 +171,14 @@ def _compare_with_scripts(flag: Flag, config: pytest.Config) -> None:
     if flag.name not in known:
         near = "".join(f"; did you mean {name}?" for name in get_close_matches(flag.name, known, n=1))
         raise AssertionError(f"no script in {directory.name}/ has a flag {flag.name}: it reads OLD for ever{near}")
+
+
+def _migrations(config: pytest.Config) -> Path:
+    """Find the scripts: where the ini key says, else where the project's configuration does."""
+    from shardmig.config import nearest  # noqa: PLC0415 - it loads the tool's side
+
+    named = str(config.getini("shardmig_migrations") or "")
+    return config.rootpath / named if named else nearest(config.rootpath).migrations_dir
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -197,11 +213,15 @@ def _state(named: State | str) -> State:
 
 
 def _declared(config: pytest.Config) -> Flags:
-    where = str(config.getini("shardmig_flags") or "")
-    module, _, name = where.partition(":")
-    if not (module and name):
-        raise pytest.UsageError('say where the flags are: shardmig_flags = "package.module:name" in the ini options')
-    found = getattr(importlib.import_module(module), name)
+    found = _named(config, "shardmig_flags")
     if not isinstance(found, Flags):
-        raise pytest.UsageError(f"shardmig_flags: {where} is no shardmig.Flags")
+        raise pytest.UsageError(f"shardmig_flags: {config.getini('shardmig_flags')} is no shardmig.Flags")
     return found
+
+
+def _named(config: pytest.Config, key: str) -> Any:  # noqa: ANN401 - whatever the project named
+    """Import what an ini key names."""
+    module, _, name = str(config.getini(key) or "").partition(":")
+    if not (module and name):
+        raise pytest.UsageError(f'say where it is: {key} = "package.module:name" in the ini options')
+    return getattr(importlib.import_module(module), name)
