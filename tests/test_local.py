@@ -571,7 +571,7 @@ def test_a_pipeline_is_one_round_trip_and_a_delay_is_paid_once(proxy: FaultProxy
     took_s = time.monotonic() - began
 
     assert 1 == proxy.round_trips - before
-    assert 0.1 <= took_s < 0.3
+    assert 0.1 <= took_s < 1, "ten statements would pay it ten times"
 
 
 def test_the_proxy_carries_copy_and_large_rows(faulty: Any) -> None:

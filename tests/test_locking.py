@@ -65,9 +65,9 @@ async def columns(session: Session, table: str = "customer") -> list[str]:
 
 
 @contextmanager
-def writers(shard: Shard, count: int = 10) -> Iterator[list[float]]:
-    """Write from some connections without pause; yields the seconds that each statement took."""
-    taken: list[float] = []
+def writers(shard: Shard, count: int = 10) -> Iterator[list[int]]:
+    """Write from some connections without pause; yields how many statements each has got through."""
+    done = [0] * count
     stop = threading.Event()
     ready = threading.Barrier(count + 1)
 
@@ -75,9 +75,8 @@ def writers(shard: Shard, count: int = 10) -> Iterator[list[float]]:
         with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
             ready.wait()
             while not stop.is_set():
-                began = time.monotonic()
                 connection.execute("UPDATE customer SET name = name WHERE id = %s", [number + 1])
-                taken.append(time.monotonic() - began)
+                done[number] += 1
                 stop.wait(0.005)  # ten clients that think, not a benchmark
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(count)]
@@ -85,7 +84,7 @@ def writers(shard: Shard, count: int = 10) -> Iterator[list[float]]:
         thread.start()
     ready.wait()
     try:
-        yield taken
+        yield done
     finally:
         stop.set()
         for thread in threads:
@@ -144,13 +143,11 @@ async def test_a_statement_that_keeps_everybody_waiting_is_rolled_back_and_the_c
     connect(shop).execute("CREATE DOMAIN mood AS text CHECK (pg_sleep(0.05)::text IS NOT NULL)")
     add = Query("ALTER TABLE customer ADD COLUMN mood mood")
     async with at(shop, lock_hold_s=0.2) as session:
-        began = time.monotonic()
         with pytest.raises(
             StepFailed, match=r"everybody waited for customer.*take the CHECK from the domain"
         ) as caught:
             await under_lock(session, "customer", [add])
 
-        assert 2 > time.monotonic() - began
         assert "raise session.lock_hold_s" in str(caught.value)
         assert ["id", "name"] == await columns(session)
 
@@ -233,7 +230,7 @@ async def test_whoever_holds_any_of_several_tables_is_waited_for(shop: Shard) ->
         applying = asyncio.create_task(
             under_lock(session, "other", [pair], mode="SHARE ROW EXCLUSIVE", further=["customer"], on_wait=said.append)
         )
-        await asyncio.sleep(0.5)
+        await something(said)
         assert not applying.done()
         await writer.rollback()
         await asyncio.wait_for(applying, 10)
@@ -278,29 +275,32 @@ async def test_all_tables_together_are_queued_for_no_longer_than_one(shop: Shard
         writing.result()  # no LockNotAvailable: it has waited for half a second, not for two
 
 
-async def test_writers_do_not_wait_while_a_reader_keeps_the_table(shop: Shard) -> None:
+async def test_writers_go_on_while_a_reader_keeps_the_table(shop: Shard) -> None:
     """The reader would stop them for as long as it runs, if anybody queued for ACCESS EXCLUSIVE behind it."""
     said: list[Waiting] = []
-    async with at(shop) as session, await psycopg.AsyncConnection.connect(shop.url.get_secret_value()) as reader:
-        pid = reader.info.backend_pid
-        with writers(shop) as taken:
-            await reader.execute("SELECT count(*) FROM customer")
-            await asyncio.sleep(0.25)  # now it is an old transaction
-            del taken[:]
+    with writers(shop) as done:
+        async with at(shop) as session, reading(shop) as reader:
+            pid, began = reader.info.backend_pid, time.monotonic()
             applying = asyncio.create_task(under_lock(session, "customer", [ADD], on_wait=said.append))
-            await asyncio.sleep(1.2)
+            await something(said)
+            before = list(done)
+            async with asyncio.timeout(20):
+                while min(now - then for now, then in zip(done, before, strict=True)) < 50:
+                    await asyncio.sleep(0.01)
             assert not applying.done()
-            worst_while_waiting = max(taken)
+            waited_s = time.monotonic() - began
             await reader.rollback()
-            left = time.monotonic()
-            await applying
-            landed = time.monotonic() - left
+            await asyncio.wait_for(applying, 20)
 
-    assert 0.15 > worst_while_waiting  # two busy cores; queueing would make it 1.2
-    assert 1.0 > landed
     assert [pid] == [blocker.pid for blocker in said[0].blockers]
     assert 0.2 <= (said[0].blockers[0].age_s or 0)
-    assert 3 >= len(said)
+    assert 2 + waited_s >= len(said), "at once, and each second"
+
+
+async def something(said: list[Waiting]) -> None:
+    async with asyncio.timeout(20):
+        while not said:
+            await asyncio.sleep(0.01)
 
 
 async def test_nobody_queues_behind_an_old_transaction(shop: Shard, connect: Connect) -> None:
@@ -372,8 +372,9 @@ async def test_ages_that_the_role_may_not_see_are_counted_from_the_first_look(sh
 
 
 async def test_a_login_role_without_rights_on_the_schema_sees_holders_and_proves(shop: Shard, connect: Connect) -> None:
-    connect(shop).execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
     admin = connect(shop)
+    admin.execute("GRANT ALL ON SCHEMA public TO shop_owner")  # who owns it only since 15
+    admin.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
     admin.execute("CREATE ROLE shop_outsider LOGIN NOINHERIT IN ROLE shop_owner")
     try:
         async with at(shop, user="shop_outsider", owner="shop_owner") as session:
@@ -445,11 +446,9 @@ async def test_an_autovacuum_yields_at_once_to_a_role_that_may_hurry_it(vacuumin
     worker = await vacuumed(connect(vacuuming))
     said: list[Waiting] = []
     async with at(Shard.model_validate({"name": "eu1", "url": vacuuming.url()})) as session:
-        began = time.monotonic()
         await under_lock(session, "customer", [ADD], on_wait=said.append)
-        took = time.monotonic() - began
 
-    assert 0.8 > took  # deadlock_timeout is 1 s
+    assert {"autovacuum works on the table and is asked to yield"} == {one.reason for one in said}, "no long try"
     assert [(worker, "autovacuum")] == [(blocker.pid, blocker.what) for blocker in said[0].blockers]
 
 

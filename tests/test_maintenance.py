@@ -264,7 +264,7 @@ async def test_a_shard_serves_while_it_waits_for_its_turn_on_the_server(shard: S
 
 async def test_a_closed_shard_does_not_rest_for_what_its_server_may_move(shard: Shard, connect: Connect) -> None:
     await shop(shard, connect)
-    limits = {"host_rows_per_s": 20, "max_rows_per_s": 20}  # a quarter of a minute for its rows
+    limits = {"host_rows_per_s": 5, "max_rows_per_s": 5}  # a minute for its rows
     fleet = fleet_of([shard], SHOP, UPPER, maintenance={"heavy_rows": 100}, pace=limits)
     at: list[float] = []
     told(fleet, lambda event: at.append(time.monotonic()) if isinstance(event, MaintenanceSet) else None)
@@ -272,7 +272,7 @@ async def test_a_closed_shard_does_not_rest_for_what_its_server_may_move(shard: 
     assert (await fleet.apply()).done
 
     closed_at, opened_at = at
-    assert opened_at - closed_at < 5
+    assert opened_at - closed_at < 30
 
 
 async def test_a_failure_in_the_middle_opens_the_shard_with_its_flag_where_it_was(

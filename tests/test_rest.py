@@ -136,9 +136,9 @@ async def test_a_move_stops_when_its_window_closes(shard: Shard) -> None:
         pace = SMALL.model_copy(update={"window": window(-3600, 2), "max_rows_per_s": 500})
         assert not await here.run(pace=pace, stop=stop, listener=listen).run()
 
-        assert -0.1 < time.monotonic() - closes < 2.5
+        assert time.monotonic() - closes > -0.1
         step = await here.step()
-        assert 0 < step.rows < 3000
+        assert 0 < step.rows < 3000, "all of them would take six seconds"
 
 
 async def test_a_move_that_waits_for_its_window_can_be_paused_stopped_and_given_up(
@@ -281,9 +281,8 @@ async def test_of_two_databases_of_one_server_one_moves_at_a_time(neighbours: li
         order = [event.shard for event in heard if isinstance(event, BatchDone)]
         assert sorted(order) in (order, order[::-1])
         waited = {(event.shard, event.reason) for event in heard if isinstance(event, Waiting)}
-        assert {("neighbour2", "rows of neighbour1 are moved on the same server (host_moves = 1)")} == waited or order[
-            0
-        ] == "neighbour2"
+        first, second = order[0], order[-1]
+        assert {(second, f"rows of {first} are moved on the same server (host_moves = 1)")} == waited
 
 
 async def test_two_runners_that_do_not_know_of_each_other_keep_one_move_at_a_time(neighbours: list[Shard]) -> None:
@@ -331,7 +330,7 @@ async def test_two_runners_share_a_server_s_rows_a_second(neighbours: list[Shard
         began = time.monotonic()
         await asyncio.gather(*(m.run(pace=pace, host=Hosts(pace).of(m.session.shard)).run() for m in moved))
 
-        assert 2.2 <= time.monotonic() - began < 5
+        assert time.monotonic() - began >= 2.2
 
 
 async def test_a_fleet_moves_on_every_server_by_turns(servers: list[local.Server]) -> None:
