@@ -283,5 +283,5 @@ def unvouched(shard: str, plan: Plan) -> Warned:
     return Warned(
         shard,
         f"nobody vouched that every process which runs knows the flag {plan.flag}; what an older one writes from now "
-        "on is lost to readers of new (apply --aware RELEASE vouches, and logs it)",
+        "on is lost to readers of new (--aware RELEASE vouches, and logs it)",
     )

@@ -125,13 +125,22 @@ class Fleet:
         """Say in which order `apply` walks the targets."""
         return waves(self.targets, self.config.rollout)
 
-    async def switch(self, flag: str, target: State) -> Report:
-        """Take a flag to a state on every target, one edge after the other, with the drains and moves it needs."""
+    async def switch(self, flag: str, target: State, *, aware: str | None = None) -> Report:
+        """
+        Take a flag to a state on every target, one edge after the other, with the drains and moves it needs.
+
+        Args:
+            flag: its name.
+            target: where it goes.
+            aware: the release for which the operator vouches that every process knows the flag.
+        """
 
         async def work(run: Run) -> ShardReport | None:
             if not await ledger.version_of(run.session):
                 raise SwitchRefused("it has no ledger; `shardmig apply` begins one", shard=run.session.shard.name)
             await run.records()  # which upgrades an older ledger
+            if aware is not None:
+                await run.vouch(aware, [flag])
             if await run.walk(flag, target):
                 return None
             return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, GO_ON)

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from shardmig.errors import NotPrimary, PreflightFailed, ShardUnreachable, ThroughPooler
-from shardmig.pgerrors import first_line
+from shardmig.pgerrors import folded
 from shardmig.plan import quote_name
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ async def connect(shard: Shard, settings: SessionSettings) -> psycopg.AsyncConne
     try:
         return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except (psycopg.Error, OSError, ValueError) as error:
-        message = _without_secrets(first_line(error), given)
+        message = folded(_without_secrets(str(error), given))  # a secret is only known again unfolded
         if "unsupported startup parameter" in message:  # PgBouncer knows no `options`
             raise ThroughPooler(shard=shard.name) from None
         raise ShardUnreachable(

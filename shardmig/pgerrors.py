@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-__all__ = ["first_line", "is_connection_lost", "is_transient", "pointer", "sqlstate"]
+__all__ = ["first_line", "folded", "is_connection_lost", "is_transient", "pointer", "sqlstate"]
 
 _LOST = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"})  # the server ended the session
 _TRANSIENT = frozenset({"40001", "40P01", "55P03", "53300", "57P03"})
@@ -30,7 +30,12 @@ def is_transient(error: BaseException) -> bool:
 def first_line(error: Exception) -> str:
     """Return what happened in one line, without the statement and without hints."""
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    return "; ".join((primary or str(error)).strip().splitlines())
+    return folded(primary or str(error))
+
+
+def folded(text: str) -> str:
+    """Put a text of several lines, which libpq also indents, into one."""
+    return "; ".join(" ".join(line.split()) for line in text.strip().splitlines())
 
 
 def pointer(error: psycopg.Error, sql: str) -> str:

@@ -162,11 +162,11 @@ class Run:
         for item in todo:
             await self._walk_plan(item)
 
-    async def vouch(self, release: str, todo: Sequence[Todo]) -> None:
+    async def vouch(self, release: str, flags: Sequence[str]) -> None:
         """Log that an operator vouches for a release: every process that runs knows these flags (G0)."""
         self._vouched = True
-        for item in todo:
-            await switching.vouch(self.session, item.plan.flag, release)
+        for flag in flags:
+            await switching.vouch(self.session, flag, release)
 
     async def walk(self, flag: str, target: State) -> bool:
         """

@@ -28,6 +28,12 @@ __all__ = ["Steps", "Stopped", "in_doubt"]
 
 _UNCHANGED = "; nothing was changed there"  # what a refused connection adds, which an earlier COMMIT may belie
 
+_EXISTS = (pg.DuplicateTable, pg.DuplicateColumn, pg.DuplicateObject, pg.DuplicateFunction, pg.DuplicateSchema)
+_MADE_BESIDE = (
+    "; somebody made it on this shard beside shardmig, by hand or by `alembic upgrade`: drop it there if nobody uses "
+    "it, then apply again"
+)
+
 
 class Stopped(Exception):
     """Ctrl-C was pressed; everything done so far is recorded."""
@@ -113,7 +119,9 @@ class Steps:
         caret = pointer(error, failed.sql) if failed else ""
         line = getattr(step, "line", None)
         script = f" (line {line} of the script)" if line else ""
-        return StepFailed(f"{error.diag.message_primary or error}{script}\n{caret}".rstrip(), shard=shard, step=where)
+        cure = _MADE_BESIDE if isinstance(error, _EXISTS) else ""
+        said = f"{error.diag.message_primary or error}{script}{cure}"
+        return StepFailed(f"{said}\n{caret}".rstrip(), shard=shard, step=where)
 
     async def _note_failure(self, plan: Plan, number: int, error: str) -> None:
         """Keep the reason in the ledger, if the connection still can; the error itself is raised anyway."""

@@ -82,7 +82,7 @@ class Apply(Each):
         if by_people and (records.maintenance == _READ_ONLY or all(item.plan.online for item in todo)):
             return _in_maintenance(records, todo) if todo else held_back(records, held) if held else None
         if self._aware is not None and any(item.target is not None and item.plan.has_move for item in todo):
-            await run.vouch(self._aware, todo)
+            await run.vouch(self._aware, [item.plan.flag for item in todo])
         run.proves_schemas = records.shard in self._canaries
         run.follows_canary = bool(self._canaries) and not run.proves_schemas
         if records.shard in self._canaries and any(item.target is not None for item in todo):

@@ -12,7 +12,7 @@ from fleets import NOTE, SHOP, UPPER, fleet_of, many, plan
 from servers import FaultProxy
 
 from shardmig.config import Shard
-from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting
+from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Statement, Switch
 from shardmig.session import open_session
@@ -380,6 +380,20 @@ async def test_switching_needs_no_canary_and_moves_every_flag(six: list[Shard]) 
     assert 6 == len([event for event in events if isinstance(event, FlagSwitched)])
     held = await fleet_of(six, SHOP, UPPER).apply()
     assert {PENDING} == {one.outcome for one in held}, "what people switched back is theirs"
+
+
+@pytest.mark.parametrize("aware", ["2026-11", None])
+async def test_whoever_switches_may_vouch_for_the_release_too(six: list[Shard], aware: str | None) -> None:
+    fleet = fleet_of(six[:1], SHOP, UPPER)
+    await outcomes(fleet, until=Until.STRUCTURE)
+    events = heard(fleet)
+
+    assert (await fleet.switch("upper", State.DUAL, aware=aware)).done
+
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    logged = run(six[0], "SELECT flag, after FROM shardmig.log WHERE action = 'aware'")
+    assert ([] if aware is None else [("upper", aware)]) == logged
+    assert (aware is None) == any("(--aware RELEASE vouches, and logs it)" in message for message in warned)
 
 
 async def test_a_flag_that_people_switch_meanwhile_parks_the_shard_and_says_to_go_on(six: list[Shard]) -> None:

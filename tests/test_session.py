@@ -536,6 +536,13 @@ async def test_an_unreachable_shard_never_shows_its_password(url: str, caplog: p
         assert secret not in told
 
 
+async def test_what_libpq_says_in_several_lines_is_folded_into_one() -> None:
+    message = await refusal(ShardUnreachable, Shard.model_validate({"name": "eu1", "url": "postgresql://127.0.0.1:1/"}))
+
+    assert "refused; Is the server running" in message
+    assert message == " ".join(message.split())
+
+
 async def test_a_wrong_password_is_not_repeated(servers: list[Server]) -> None:
     url = make_conninfo(servers[0].url(), password=SECRET)
     shard = Shard.model_validate({"name": "eu1", "url": url})

@@ -37,10 +37,7 @@ def apply(
             help="How far each migration goes; filled: live, also where the application has filled what is new."
         ),
     ] = "live",
-    aware: Annotated[
-        str | None,
-        typer.Option(metavar="RELEASE", help="You vouch: every process that runs is of this release or newer. Logged."),
-    ] = None,
+    aware: options.Aware = None,
     expect: options.Expect = None,
     part: options.Partition = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only shards that are not done.")] = False,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "All",
+    "Aware",
     "Config_",
     "Expect",
     "Jobs",
@@ -96,6 +97,12 @@ Recheck = Annotated[
     bool,
     typer.Option(
         "--recheck", help="Compare all rows before a flag goes LIVE, also where that was done before; none is changed."
+    ),
+]
+Aware = Annotated[
+    str | None,
+    typer.Option(
+        "--aware", metavar="RELEASE", help="You vouch: every process that runs is of this release or newer. Logged."
     ),
 ]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the shard's log.")]

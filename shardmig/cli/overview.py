@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from shardmig.status import ShardStatus
 
-__all__ = ["ALIKE", "SHARDS", "FlagTable", "Row", "applied", "brief", "lines", "named", "others", "show", "told"]
+__all__ = ["ALIKE", "SHARDS", "FlagTable", "Row", "applied", "brief", "lines", "named", "others", "own", "show", "told"]
 
 SHARDS = 20  # more than these do not get a line each
 ALIKE = frozenset({Outcome.DONE, Outcome.PENDING, Outcome.INTERRUPTED})  # nothing is wrong there
@@ -168,7 +168,7 @@ def _cut(names: Sequence[str], sep: str = ", ") -> str:
 
 def brief(shard: str, reason: str) -> str:
     """Return the first line of a reason, without the shard's name, which stands beside it."""
-    return _own(shard, reason).partition("\n")[0]
+    return own(shard, reason).partition("\n")[0]
 
 
 def told(reasons: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -176,14 +176,14 @@ def told(reasons: Iterable[tuple[str, str]]) -> dict[str, str]:
     first: dict[str, str] = {}
     said = {}
     for shard, reason in reasons:
-        own = _own(shard, reason)
-        line, _, more = own.partition("\n")
-        before = first.setdefault(own.replace(f"--shard {shard}", "--shard NAME"), shard)
-        said[shard] = f"{line} (more at {before})" if more and before != shard else own
+        text = own(shard, reason)
+        line, _, more = text.partition("\n")
+        before = first.setdefault(text.replace(f"--shard {shard}", "--shard NAME"), shard)
+        said[shard] = f"{line} (more at {before})" if more and before != shard else text
     return said
 
 
-def _own(shard: str, reason: str) -> str:
+def own(shard: str, reason: str) -> str:
     """Take the shard's name from the beginning of an error's text."""
     return reason.removeprefix(f"{shard}: ").removeprefix(f"{shard}, ")
 

@@ -96,24 +96,53 @@ def show_left(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], outpu
             {"version": 1, "dry_run": True, "shards": [{**_status_body(one), **_forecast_body(one)} for one in found]}
         )
     else:
-        said = overview.told((one.shard, one.reason) for one in found)
-        for one in found:
-            if not one.left:
-                tell(f"{one.shard}: {'nothing to do' if one.outcome is Outcome.DONE else said[one.shard]}")
-                continue
-            tell(f"{one.shard}:")
-            for item in one.left:
-                tell(f"  {item.plan.revision}" + (f" ({item.plan.message})" if item.plan.message else ""))
-                for line in _steps(item.accepted, item.statements, item.target):
-                    tell(f"    {line}")
-                for forecast in one.forecasts:
-                    if forecast.revision == item.plan.revision:
-                        tell(f"    {forecast}")
-            if one.refused:
-                tell(f"  would be refused: {one.refused}")
+        for line in _left(found):
+            tell(line)
         tell(f"nothing was changed; head is {plans[-1].plan.revision if plans else 'none'}")
     sure = {Outcome.DONE, Outcome.PENDING, Outcome.MAINTENANCE}
     raise typer.Exit(0 if all(one.outcome in sure and not one.refused for one in found) else 1)
+
+
+def _left(found: Sequence[ShardStatus]) -> Iterator[str]:
+    """Say what is left; shards of which the same is to be said share it, and only how long moves take may differ."""
+    said = overview.told((one.shard, one.reason) for one in found)
+    groups: dict[tuple[str, ...], list[ShardStatus]] = {}
+    for one in found:
+        groups.setdefault(tuple(_tasks(one, "NAME")), []).append(one)
+    for same, alike in groups.items():
+        if not same:
+            yield from (
+                f"{one.shard}: {'nothing to do' if one.outcome is Outcome.DONE else said[one.shard]}" for one in alike
+            )
+            continue
+        first, together = alike[0], len({tuple(map(str, one.forecasts)) for one in alike}) == 1
+        yield f"{overview.named([one.shard for one in alike])}:"
+        for line in _tasks(first, first.shard if len(alike) == 1 else "NAME", takes=together):
+            yield f"  {line}"
+        if not together:
+            yield from _takes(alike)
+
+
+def _tasks(one: ShardStatus, name: str, *, takes: bool = False) -> Iterator[str]:
+    """Yield what is to be done on a shard, or why that would be refused, which is said of `name`."""
+    for item in one.left:
+        yield item.plan.revision + (f" ({item.plan.message})" if item.plan.message else "")
+        for line in _steps(item.accepted, item.statements, item.target):
+            yield f"  {line}"
+        yield from (f"  {each}" for each in one.forecasts if takes and each.revision == item.plan.revision)
+    if one.left and one.refused:
+        refused = overview.own(one.shard, one.refused)
+        yield f"would be refused: {refused.replace(f'--shard {one.shard}', f'--shard {name}')}"
+
+
+def _takes(alike: Sequence[ShardStatus]) -> Iterator[str]:
+    """Say how long moves take on each of some shards."""
+    groups: dict[str, list[str]] = {}
+    for one in alike:
+        for each in one.forecasts:
+            groups.setdefault(f"{each.revision}: {each}", []).append(one.shard)
+    for said, shards in groups.items():
+        yield f"  {overview.named(shards)}: {said}"
 
 
 def _forecast_body(one: ShardStatus) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def switch(
     tag: options.Tag = None,
     jobs: options.Jobs = None,
     pace: options.Pace = None,
+    aware: options.Aware = None,
     reason: options.Reason = None,
     expect: options.Expect = None,
     yes: Annotated[
@@ -60,5 +61,5 @@ def switch(
     )
     fleet.rechecks = recheck
     with progress.exporting(mismatches, [accepted]) as fleet.mismatches:
-        report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()]), log_json=log_json)
+        report = progress.run(fleet, lambda: fleet.switch(flag, State[state.upper()], aware=aware), log_json=log_json)
     results.show_report(report, output, wide=wide)

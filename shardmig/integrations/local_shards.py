@@ -90,8 +90,9 @@ def running(
         lint = Lint(**{**project.lint.model_dump(), "pg_versions": ANY_VERSION})
         config = Config(root=project.root, migrations=project.migrations, shards=shards, lint=lint)
         fleet = Fleet(config, plans, list(shards.values()))
-        for url in [shard.url.get_secret_value() for shard in shards.values()] if base else ():
-            _in_thread(base, url)
+        if base is not None:
+            for shard in shards.values():
+                _in_thread(base, shard.url.get_secret_value())
         if after:
             _finish(lambda: fleet.each(lambda session: adopt(session, after))).raise_for_failures()
         _finish(lambda: fleet.apply(until=Until.FILLED, aware="tests")).raise_for_failures()

@@ -115,7 +115,20 @@ def test_an_address_that_moved_to_a_new_table_comes_back_after_done(project: Pro
 def test_a_dry_run_names_what_is_left_and_changes_nothing(project: Project) -> None:
     planned = project.run("apply", "--all", "-n")
 
-    assert "0002_split_name" in planned.out
+    assert 1 == planned.out.count("0002_split_name"), "shards of which the same is to be said share it"
+    assert re.search(r"^eu1, eu2, us1, us2:$", planned.out, re.MULTILINE)
     assert "ALTER TABLE" in planned.out
     for shard in ALL:
         assert [(None,)] == project.query(shard, "SELECT to_regnamespace('shardmig')")
+
+
+def test_a_dry_run_tells_what_is_done_once_and_how_long_it_takes_for_each(project: Project) -> None:
+    project.seed()
+    project.run("apply", "--all", "--until", "structure")
+
+    planned = project.run("apply", "--all", "-n").out
+
+    assert 1 == planned.count("0002_split_name (")
+    takes = re.findall(r"^  (\w+): 0002_split_name: customer: about (\d+) rows", planned, re.MULTILINE)
+    assert [name for name, _ in takes] == [shard for shard in ALL if shard in dict(takes)]
+    assert len({rows for _, rows in takes}) > 1
