@@ -15,9 +15,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from shardmig.catalog import Catalog, Difference, snapshot
 from shardmig.checks import SHOWN, compare
-from shardmig.errors import ConfigError, ShardmigError
+from shardmig.errors import ConfigError, InDoubt, ShardmigError
+from shardmig.pgerrors import first_line
 from shardmig.plan import Statement
 from shardmig.records import Records, read_records
 from shardmig.session import open_session
@@ -139,14 +142,21 @@ async def verify(
         async with places:
             try:
                 return await _look(config, plans, shard)
-            except ShardmigError as error:
-                return Verdict(shard.name, problem=str(error))
+            except (ShardmigError, psycopg.Error) as error:
+                return Verdict(shard.name, problem=_problem(error))
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(look(shard)) for shard in targets]
     found = [task.result() for task in tasks]
     expected = await _expected(config, plans, scratch, [one for one in found if isinstance(one, _Looked)])
     return [_judged(one, plans, expected) if isinstance(one, _Looked) else one for one in found]
+
+
+def _problem(error: ShardmigError | psycopg.Error) -> str:
+    """Say why a shard was not looked at; a connection that breaks is its shard's alone, and leaves nothing in doubt."""
+    if isinstance(error, InDoubt):
+        return "its connection broke; ask again"
+    return str(error) if isinstance(error, ShardmigError) else f"it could not be asked: {first_line(error)}"
 
 
 async def _look(config: Config, plans: Sequence[AcceptedPlan], shard: Shard) -> _Looked:
@@ -311,8 +321,8 @@ async def verify_rows(
         async with places:
             try:
                 return await _rows(config, accepted, shard, mismatches)
-            except ShardmigError as error:
-                return [Disagreeing(shard.name, "unknown", accepted.plan.moves[0][1].table, problem=str(error))]
+            except (ShardmigError, psycopg.Error) as error:
+                return [Disagreeing(shard.name, "unknown", accepted.plan.moves[0][1].table, problem=_problem(error))]
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(look(shard)) for shard in targets]

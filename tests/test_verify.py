@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from command_line import shardmig
+from servers import FaultProxy
 
 from shardmig import verification
 from shardmig.config import Config
@@ -226,6 +227,30 @@ async def test_a_shard_that_cannot_be_reached_is_not_sound(looking: Looking) -> 
 
     assert not verdict.sound
     assert "127.0.0.1:1/x" in str(verdict.problem)
+
+
+@pytest.mark.parametrize(
+    ("cut", "problem"),
+    [
+        ("SELECT DISTINCT revision FROM shardmig.log", "could not be asked"),
+        ("(?s).*IS DISTINCT FROM", "its connection broke; ask again"),
+    ],
+)
+async def test_a_shard_whose_connection_breaks_meanwhile_is_that_shards_problem(
+    one: tuple[Looking, Shard], servers: list[local.Server], connect: Connect, cut: str, problem: str
+) -> None:
+    here, shard = one
+    split = next(accepted for accepted in here.plans if accepted.plan.flag == "split_name")
+    connect(shard).execute("INSERT INTO customer (full_name, first_name, last_name) VALUES ('A B', 'A', 'B')")
+    with FaultProxy(servers[0]) as proxy:
+        through = shard.model_copy(update={"url": type(shard.url)(proxy.url(connect(shard).info.dbname))})
+        struck = proxy.cut_before(cut)
+        [verdict] = await here.verdict(through)
+        [rows] = await verify_rows(here.config, split, [through])
+
+    assert struck.struck.is_set()
+    assert problem in (verdict.problem or rows.problem or "")
+    assert (verdict.problem is None) != (rows.problem is None)
 
 
 async def test_forgetting_what_belongs_to_a_server_is_needed(
