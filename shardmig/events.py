@@ -140,12 +140,12 @@ class RangeCompared(_InStep):
 @dataclass(frozen=True, slots=True)
 class BatchFailed(_InStep):
     """
-    Rows of a move were refused for good: a batch, or a range that the check compares. All of it is rolled back.
+    Rows of a move were refused for good: a batch, or a range that the check compares or purges. It is rolled back.
 
     Attributes:
         after: key before the first row, as text, one element a column; None for the beginning of the table.
         upto: key of the last row; None for the end.
-        rows: how many they are; None when that could not be asked.
+        rows: how many they are, of the target when orphans are purged; None when that could not be asked.
         culprit: key of the first row that fails; None where it is not known, or no row is the cause.
         reason: the server's words.
     """

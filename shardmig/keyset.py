@@ -77,21 +77,22 @@ def extent(move: Move, rows_max: int) -> str:
     )
 
 
-def batch_end(move: Move, after: Key | None, upto: Key | None, rows_max: int) -> Query:
+def batch_end(move: Move, after: Key | None, upto: Key | None, rows_max: int, *, target: bool = False) -> Query:
     """
-    Find where a range of at most `rows_max` source rows ends; `end_of` reads the answer.
+    Find where a range of at most `rows_max` rows of the source, or of the target, ends; `end_of` reads the answer.
 
     The statement has one row: rows found, and the key of the last one as text…, NULL when the range holds fewer. Rows
     are counted only then, and one key becomes text, not all: the walk alone costs a fifth of that.
     """
-    where = bind_batch("{batch}", move.key, lower=after is not None, upper=upto is not None)
+    name, key = (move.target or move.table, move.target_key) if target else (move.table, move.key)
+    where = bind_batch("{batch}", key, lower=after is not None, upper=upto is not None)
     params = [*range_params(after, upto), rows_max]
-    rows, walked = f"${len(params)}::bigint", f"FROM {table(move.table)} AS walked WHERE {where}"
-    last = f"SELECT {_columns(move.key)} {walked} ORDER BY {_columns(move.key)} OFFSET {rows} - 1 LIMIT 1"
-    missing = f"walked.{quote(move.key[0])} IS NULL"  # columns of a key never are
+    rows, walked = f"${len(params)}::bigint", f"FROM {table(name)} AS walked WHERE {where}"
+    last = f"SELECT {_columns(key)} {walked} ORDER BY {_columns(key)} OFFSET {rows} - 1 LIMIT 1"
+    missing = f"walked.{quote(key[0])} IS NULL"  # columns of a key never are
     return Query(
         f"SELECT CASE WHEN {missing} THEN (SELECT count(*) {walked}) ELSE {rows} END, "
-        f"{_columns(move.key, '::text')} FROM (VALUES (1)) AS one LEFT JOIN ({last}) AS walked ON true",
+        f"{_columns(key, '::text')} FROM (VALUES (1)) AS one LEFT JOIN ({last}) AS walked ON true",
         params,
     )
 

@@ -22,7 +22,7 @@ from shardmig.checks import Milestones, Samples
 from shardmig.errors import CheckFailed, Fenced, PreflightFailed, StepFailed
 from shardmig.estimates import rows_by_statistics
 from shardmig.events import BatchDone, BatchFailed, RangeCompared
-from shardmig.keyset import BY_INDEX, batch_end, bound, either_end, end_of, last_key
+from shardmig.keyset import BY_INDEX, batch_end, either_end, end_of, last_key
 from shardmig.ledger import translated
 from shardmig.pace import Headway, Servo, Speed
 from shardmig.patience import Interrupted, Patience
@@ -266,7 +266,7 @@ class MoveRun:
             self.revision, self.number, expected=after, reached=batch.reached, rows=batch.rows
         )
         self._piece = Piece("moving", (self._sql,), after, batch.reached)
-        rows = bound(self._sql, self.move, after, batch.reached)
+        [rows] = self._piece.queries(self.move)
         more = batch.reached != self._row.upto
         ahead = [batch_end(self.move, batch.reached, self._row.upto, self._servo.rows)] if more else []
         first = Query(f"{record.sql}, {self._limits(batch.rows)}", record.params)
@@ -382,34 +382,33 @@ class MoveRun:
         self._recorded_at = time.monotonic()
 
     async def _repair(self, found: Disagreement, after: Key | None, upto: Key | None) -> None:
-        """Move the rows of a range again and remove orphaned target rows, in pieces as small as a batch."""
+        """Move the rows of a range again, then remove orphaned target rows, in pieces as small as a batch."""
         begin = after
         while True:
             end = await self._piece_end(begin, upto)
-            cursor, self._piece = self._row.cursor, Piece("moving", (self._sql,), begin, end)
-            queries = [self.turn.record_batch(self.revision, self.number, expected=cursor, reached=cursor, rows=0)]
             if found.differing:
-                queries.append(bound(self._sql, self.move, begin, end))
+                await self._mend(Piece("moving", (self._sql,), begin, end))
             if found.orphaned:
-                queries += self._purge(begin, end)
-            await self._transact(queries)
+                await self._mend(self._purge(begin, end))
             if end == upto:
                 return
             begin = end
 
-    def _purge(self, after: Key | None, upto: Key | None) -> list[Query]:
+    async def _mend(self, piece: Piece) -> None:
+        """Commit what a piece does, under the fence; the cursor stays where it is."""
+        cursor, self._piece = self._row.cursor, piece
+        record = self.turn.record_batch(self.revision, self.number, expected=cursor, reached=cursor, rows=0)
+        await self._transact([record, *piece.queries(self.move)])
+
+    def _purge(self, after: Key | None, upto: Key | None) -> Piece:
         """
-        Remove target rows whose source is gone, in two statements.
+        Say how target rows whose source is gone are removed: in two statements.
 
         The first locks the candidates; the second, whose snapshot is newer than those locks, looks again: a writer that
         was re-creating the pair meanwhile is seen, so its row stays.
         """
-        if self.move.orphans is None or self.move.purge is None:
-            return []
-        return [
-            bound(f"{self.move.orphans}\nFOR UPDATE", self.move, after, upto, target=True),
-            bound(self.move.purge, self.move, after, upto, target=True),
-        ]
+        locking, purge = f"{self.move.orphans}\nFOR UPDATE", str(self.move.purge)  # a move with orphans has both
+        return Piece("purging", (locking, purge), after, upto, of_target=True)
 
     async def _piece_end(self, after: Key | None, upto: Key | None) -> Key | None:
         both = self.direction == "forward" and self.move.orphans is not None

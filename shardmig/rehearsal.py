@@ -40,11 +40,12 @@ class Piece:
     Rows that statements work on at once.
 
     Attributes:
-        doing: "moving", "comparing" or "sampling".
+        doing: "moving", "purging", "comparing" or "sampling".
         statements: the move's texts, in order, with their `{batch}`.
         after: exclusive lower bound; None for the beginning.
         upto: inclusive upper bound; None for the end.
-        rows: rows of the source in it when it failed; None before.
+        of_target: whether they are rows of the move's target, by its key; else of the source.
+        rows: how many there were when it failed; None before.
         culprit: key of the first row on which it fails; None where it is not known.
     """
 
@@ -52,8 +53,13 @@ class Piece:
     statements: tuple[str, ...]
     after: Key | None
     upto: Key | None
+    of_target: bool = False
     rows: int | None = None
     culprit: Key | None = None
+
+    def queries(self, move: Move) -> list[Query]:
+        """Bind the statements to the rows."""
+        return [bound(sql, move, self.after, self.upto, target=self.of_target) for sql in self.statements]
 
     def __str__(self) -> str:
         """Say which rows they are, so that an operator can look at them."""
@@ -77,9 +83,10 @@ async def located(
             piece = replace(piece, rows=(await _end(session, move, piece, _EVERY_ROW))[0])
             if isinstance(cause, _ABOUT_ROWS):
                 piece = replace(piece, culprit=await _culprit(session, move, piece))
+    of = move.target if piece.of_target else move.table
     row = f"the first row that fails is {shown([piece.culprit])}. Correct it" if piece.culprit else "Correct the cause"
     said = (
-        f"{failure.args[0]}\nrolled back while {piece.doing} {move.table}, {piece}; {row} (or the move: "
+        f"{failure.args[0]}\nrolled back while {piece.doing} {of}, {piece}; {row} (or the move: "
         "`shardmig amend` replaces a plan that is not finished) and apply again"
     )
     return piece, StepFailed(said, shard=failure.shard, step=failure.step)
@@ -109,14 +116,13 @@ async def _culprit(session: Session, move: Move, piece: Piece) -> Key | None:
 
 
 async def _end(session: Session, move: Move, piece: Piece, rows_max: int) -> tuple[int, Key | None]:
-    [found] = await session.flight([batch_end(move, piece.after, piece.upto, rows_max)])
+    [found] = await session.flight([batch_end(move, piece.after, piece.upto, rows_max, target=piece.of_target)])
     return end_of(found)
 
 
 async def _fails(session: Session, move: Move, piece: Piece) -> bool:
-    statements = [bound(sql, move, piece.after, piece.upto) for sql in piece.statements]
     try:
-        await rolled_back(session, [*statements, Query("SET CONSTRAINTS ALL IMMEDIATE")])
+        await rolled_back(session, [*piece.queries(move), Query("SET CONSTRAINTS ALL IMMEDIATE")])
     except _ABOUT_ROWS:
         return True
     return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from fleets import fleet_of
-from moving import FLAG, blocked, customers, moving, notes, plan_of, same_table
+from moving import FLAG, blocked, customers, moving, notes, plan_of, same_table, second_table
 
 from shardmig import checks, local, moves, rehearsal
 from shardmig.config import Pace, Shard
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shardmig.events import Event
 
 T = "CREATE TABLE t (id bigint PRIMARY KEY, a text, b text, n int)"
+U = "CREATE TABLE u (t_id bigint PRIMARY KEY, a text, n int)"
 SMALL = Pace(batch_rows=10, batch_rows_min=10, batch_rows_max=10)
 PASSES = "a deadlock or a serialization failure ended a batch"
 
@@ -199,6 +200,25 @@ async def test_a_row_that_cannot_be_compared_is_named(shard: Shard, monkeypatch:
         assert "division by zero" in said
         assert "rolled back while comparing t, 100 rows, all keys; the first row that fails is (77)" in said
         assert ["77"] == event.culprit
+
+
+async def test_an_orphan_that_cannot_be_removed_is_named_with_its_piece(shard: Shard) -> None:
+    """Somebody's table refers to a dead row of the target; those before and behind it are nobody's."""
+    dead = (
+        "INSERT INTO u (t_id, a) SELECT g, 'dead' FROM generate_series(201, 300) g",
+        "CREATE TABLE invoice (u_id bigint REFERENCES u (t_id))",
+        "INSERT INTO invoice VALUES (255), (290)",
+    )
+    async with moving(shard, second_table(), T, U, customers(100), *dead) as here:
+        said, event = await refused(here)
+
+        assert 'violates foreign key constraint "invoice_u_id_fkey"' in said
+        assert (
+            "rolled back while purging u, 40 rows, keys after (220) up to (260); the first row that fails is (255). "
+            in said
+        )
+        assert (["220"], ["260"], 40, ["255"]) == (event.after, event.upto, event.rows, event.culprit)
+        assert [(100, 80)] == await here.rows("SELECT count(n), count(*) - count(n) FROM u")
 
 
 async def test_what_is_narrowed_down_leaves_no_trace_and_gives_up_on_a_locked_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from model.fences import Fences
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from shardmig.checks import Direction
     from shardmig.events import Event
     from shardmig.keyset import Key
+    from shardmig.rehearsal import Piece
     from shardmig.session import Session
 
 __all__ = ["Mate", "Runner"]
@@ -45,8 +47,9 @@ class _MovesBlindly(MoveRun):
 class _PurgesAtOnce(_MovesBlindly):
     """Removes an orphan by the delete alone."""
 
-    def _purge(self, after: Key | None, upto: Key | None) -> list[Query]:
-        return super()._purge(after, upto)[1:]
+    def _purge(self, after: Key | None, upto: Key | None) -> Piece:
+        both = super()._purge(after, upto)
+        return replace(both, statements=both.statements[1:])
 
 
 class _Working(Actor):
