@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -348,6 +349,26 @@ async def test_a_connection_that_cannot_carry_flags_is_refused_with_the_reason(
     await refused(connection, "failed transaction")
     await door.call(connection.rollback)
     await assert_usable(door, flags, connection)
+
+
+def test_a_connection_that_streams_is_refused_at_once(
+    shard: Shard, ledger: Ledger, flags: Flags, connect: Connect
+) -> None:
+    """Whoever streams holds the connection's lock between two rows: to wait for it would be to wait for oneself."""
+    connection = connect(shard)
+
+    def begin() -> None:
+        with flags.transaction(connection, shard="eu1"):
+            pass
+
+    rows = connection.cursor().stream("SELECT generate_series(1, 3)")
+    next(rows)
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(begin)
+        wait([begun], timeout=10)
+        rows.close()
+        with pytest.raises(WrongTransaction, match="another statement is running"):
+            begun.result()
 
 
 async def test_pipeline_mode_is_refused(shard: Shard, ledger: Ledger, flags: Flags, connect: Connect) -> None:

@@ -7,6 +7,7 @@ import gc
 import weakref
 from contextlib import AsyncExitStack, suppress
 from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -17,7 +18,7 @@ from servers import FaultProxy, PgBouncer
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from shardmig import Flag, Flags, State, WrongShard
+from shardmig import Flag, Flags, ShardBehind, ShardInMaintenance, State, UnknownState, WriteRefused, WrongShard
 from shardmig.flags.opening import statements
 from shardmig.flags.prepared import Form, Prepared
 from shardmig.integrations.sqlalchemy import install as install_flags
@@ -144,6 +145,77 @@ async def test_a_prepared_opening_follows_flags_maintenance_and_the_shards_name(
     assert [State.LIVE, State.DUAL, State.OLD] == seen
     with pytest.raises(WrongShard):
         await wire.begin()
+
+
+def restore(ledger: Ledger) -> None:
+    ledger.walk("split_name", State.OLD)
+
+
+def read_only(ledger: Ledger) -> None:
+    ledger.maintenance(1, reason="index")
+
+
+def offline(ledger: Ledger) -> None:
+    ledger.maintenance(2, reason="index")
+
+
+def move_across_tables(ledger: Ledger) -> None:
+    ledger.add("order_address", State.DUAL, cross_table=True)
+
+
+def a_later_version(ledger: Ledger) -> None:
+    ledger.force("ALTER TABLE shardmig.flag DROP CONSTRAINT flag_state_check")
+    ledger.force("UPDATE shardmig.flag SET state = 4; UPDATE shardmig.shard SET epoch = 7")
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        (restore, {}, ShardBehind),
+        (read_only, {}, ShardInMaintenance),
+        (offline, {"write": False}, ShardInMaintenance),
+        (move_across_tables, {"isolation": "REPEATABLE READ"}, WriteRefused),
+        (a_later_version, {}, UnknownState),
+    ],
+)
+async def test_what_refuses_a_transaction_refuses_every_prepared_one(
+    door: Door, shard: Shard, ledger: Ledger, refused: tuple[Any, dict[str, Any], type[Exception]]
+) -> None:
+    """The first connection finds a new epoch; the second, which rolled nothing back yet, one that is known."""
+    happen, how, refusal = refused
+    release = Flags(Flag("split_name", at_least=State.DUAL), Flag("order_address"))
+    connections = [await door.connect(shard) for _ in range(2)]
+    for connection in connections * 2:
+        connection.prepare_threshold = 0
+        async with door.transaction(release, connection, shard="eu1", **how):
+            pass
+    happen(ledger)
+
+    for connection in connections:
+        assert 1 == await count_prepared(door, connection)
+        with pytest.raises(refusal):
+            async with door.transaction(release, connection, shard="eu1", **how):
+                pass
+
+
+async def test_an_overridden_flag_is_what_a_prepared_transaction_has(wire: Wire, flags: Flags) -> None:
+    await wire.begin_several()
+    seen = []
+    for everywhere in (False, True):
+        with flags.override(SPLIT_NAME, State.DONE, everywhere=everywhere):
+            async with wire.door.transaction(flags, wire.connection, shard="eu1") as view:
+                seen.append(view[SPLIT_NAME])
+
+    assert [State.DONE] * 2 == seen
+    await wire.begin()
+
+
+async def test_a_prepared_transaction_is_what_peek_tells_of(wire: Wire, flags: Flags) -> None:
+    await wire.begin_several()
+    begun_at = monotonic()
+    await wire.begin()
+
+    assert flags.peek("eu1", SPLIT_NAME).age_s <= monotonic() - begun_at
 
 
 async def test_two_shards_of_a_database_are_never_taken_for_each_other(

@@ -147,11 +147,13 @@ class Known:
         prepared: the openings that its server holds prepared.
         marked: whether the transaction that was begun last is known again by its mark.
         reported: whether the server told of the mark by itself, as it will of its end.
+        execute: psycopg's generator that waits for answers.
     """
 
-    __slots__ = ("__weakref__", "begun", "marked", "prepared", "reported", "standby", "view")
+    __slots__ = ("__weakref__", "begun", "execute", "marked", "prepared", "reported", "standby", "view")
 
     def __init__(self) -> None:
+        self.execute = _driver()[0]
         self.begun = 0
         self.view: View | None = None
         self.standby = False
@@ -202,38 +204,52 @@ class _Begin:
         self._known = flags.known(connection)
         self._number = 0  # of the beginning on this connection; 0: not begun
 
-    def _refuse_early(self) -> None:
-        """Refuse what cannot begin a transaction, before waiting for anybody."""
-        connection = self._connection
-        if self._write and connection.read_only:
-            raise WriteRefused(f"shard {self._shard}: connection.read_only is set; say write=False")
-        _refuse_unless_idle(connection)
-        if not connection.autocommit:
-            raise WrongTransaction(
-                "the connection has autocommit=False, so psycopg would send a BEGIN of its own; connect with "
-                "autocommit=True, transactions are then the blocks you write"
-            )
-        if connection.pgconn.pipeline_status:
-            raise WrongTransaction(
-                "the connection is in pipeline mode, where BEGIN cannot carry the flags; leave it first"
-            )
-
     def _steps(self) -> PQGen[View]:
         """
         Begin, and read the flags if their epoch is new to this process.
 
         One of psycopg's generators: the shells wait for it as psycopg does for its own, and hold the connection's lock
         all the time, so nobody else's statement comes in between.
+
+        The usual transaction is written out here, with few calls: where more processes than cores take turns, each
+        function that is entered comes from memory again and costs ten times what it takes alone.
+        """
+        connection, known, write = self._connection, self._known, self._write
+        pgconn = connection.pgconn
+        if (
+            pgconn.transaction_status != _IDLE
+            or known.view is not None
+            or not connection.autocommit
+            or pgconn.pipeline_status
+            or (write and connection.read_only)
+        ):
+            self._refuse_or_tidy()
+        self._number = known.begun = known.begun + 1
+        before = pgconn.parameter_status(MARK) if write else None
+        known.marked = known.reported = False
+        texts = self._statements()
+        if texts.name not in known.prepared.there or connection.prepare_threshold is None:
+            return (yield from self._unusual(texts, before, None))
+        pgconn.send_query(texts.openings[Form.EXECUTING])
+        answer = (yield from known.execute(pgconn))[-1]
+        view, cell = None, answer.get_value
+        if answer.status == _TUPLES_OK and answer.ntuples and (cell(0, 1), cell(0, 2)) == texts.usual:
+            view = self._flags.usual_view(cell(0, 0), shard=self._shard, write=write)
+        if view is None:
+            return (yield from self._unusual(texts, before, answer))
+        if write:
+            known.mark(before=before, now=pgconn.parameter_status(MARK))
+        known.view = view
+        return view
+
+    def _unusual(self, texts: Statements, before: bytes | None, answer: PGresult | None) -> PQGen[View]:
+        """
+        Begin where more is to be done than usual; `answer` is what the prepared opening has got already.
+
+        Whatever the opening says that is not usual comes here: its errors, maintenance, a standby, a new epoch.
         """
         flags, shard, write, known = self._flags, self._shard, self._write, self._known
-        _refuse_unless_idle(self._connection)  # somebody may have begun while we waited for the lock
-        if known.view is not None:  # its block was never left, yet the connection is idle: a pool rolled it back
-            known.rolling_back()
-        self._number = known.begun = known.begun + 1
-        known.marked = known.reported = False
-        before = self._connection.pgconn.parameter_status(MARK) if write else None
-        texts = self._statements()
-        opening = yield from self._open(texts)
+        opening = yield from self._open(texts, answer=answer)
         if opening.standby and texts.isolation not in ONE_SNAPSHOT:
             self._refuse_two_snapshots()
             texts = self._statements()
@@ -249,19 +265,39 @@ class _Begin:
         known.view = view = flags.view(reading, opening, shard=shard, write=write)
         return view
 
-    def _open(self, texts: Statements, *, first: bytes = b"") -> PQGen[Opening]:
+    def _refuse_or_tidy(self) -> None:
+        """Refuse what cannot begin a transaction; forget one whose block was never left, as a pool rolled it back."""
+        connection, shard = self._connection, self._shard
+        if self._write and connection.read_only:
+            raise WriteRefused(f"shard {shard}: connection.read_only is set; say write=False")
+        _refuse_unless_idle(connection)
+        if not connection.autocommit:
+            raise WrongTransaction(
+                "the connection has autocommit=False, so psycopg would send a BEGIN of its own; connect with "
+                "autocommit=True, transactions are then the blocks you write"
+            )
+        if connection.pgconn.pipeline_status:
+            raise WrongTransaction(
+                "the connection is in pipeline mode, where BEGIN cannot carry the flags; leave it first"
+            )
+        if self._known.view is not None:
+            self._known.rolling_back()
+
+    def _open(self, texts: Statements, *, first: bytes = b"", answer: PGresult | None = None) -> PQGen[Opening]:
         """Send the opening in the cheapest form that its server should understand, and plainer where it does not."""
         connection, prepared = self._connection, self._known.prepared
-        form = prepared.form(texts.name, connection.prepare_threshold)
+        form = Form.EXECUTING if answer is not None else prepared.form(texts.name, connection.prepare_threshold)
         while True:
             try:
-                answer = yield from _exchange(connection, first + texts.openings[form])
+                if answer is None:
+                    answer = yield from _answered(connection, first + texts.openings[form])
+                _rows(connection, answer)
                 break
             except Exception as error:
                 plainer = prepared.blame(texts.name, form, getattr(error, "sqlstate", None))
                 if plainer is None:
                     raise
-                form, first = plainer, b"ROLLBACK; "
+                form, first, answer = plainer, b"ROLLBACK; ", None
         if form is Form.PREPARING or form is Form.ASKING:
             prepared.learn(texts.name, there=form is Form.PREPARING or read_asked(answer))
         opening = read_opening(answer, write=self._write, isolation=texts.isolation)
@@ -297,7 +333,7 @@ class _Begin:
             )
         self._known.standby = True
 
-    def _refuse_unless_open(self) -> None:
+    def _refuse_to_commit(self) -> None:
         """Refuse to commit what is not there any more, or what the server would roll back without an error."""
         status = self._connection.pgconn.transaction_status
         if status == _IDLE or self._number != self._known.begun:
@@ -310,8 +346,12 @@ class _Begin:
                 f"shard {self._shard}: a statement failed inside and the error was caught, so everything was rolled "
                 "back; put such a statement into connection.transaction(), a savepoint"
             )
+
+    def _must_ask(self) -> bool:
+        """Look at the mark of a transaction that may write; True: nobody reports it."""
         if self._known.reported:
             refuse_another(self._connection.pgconn.parameter_status(MARK), shard=self._shard)
+        return not self._known.reported
 
     def _ask_mark(self) -> PQGen[None]:
         """Do what reports of the server make superfluous; one round trip."""
@@ -348,7 +388,8 @@ class Transaction(_Begin):
     def __enter__(self) -> View:
         """Begin, and read the flags if their epoch is new to this process."""
         connection = self._connection
-        self._refuse_early()
+        if connection.pgconn.transaction_status != _IDLE:  # who streams holds the lock, and would wait for itself
+            _refuse_unless_idle(connection)
         try:
             with connection.lock:
                 view: View = connection.wait(self._steps())
@@ -367,13 +408,17 @@ class Transaction(_Begin):
         if kind is not None:
             self._abandon()
             return
+        connection, known = self._connection, self._known
         try:
-            self._refuse_unless_open()
-            if self._known.marked and not self._known.reported:
-                with self._connection.lock:
-                    self._connection.wait(self._ask_mark())
-            self._known.committing()
-            self._connection.commit()
+            if self._number != known.begun or connection.pgconn.transaction_status != _IN_TRANSACTION:
+                self._refuse_to_commit()
+            if known.marked and self._must_ask():
+                with connection.lock:
+                    connection.wait(self._ask_mark())
+            if known.view is not None:
+                known.view.expire()
+                known.view = None
+            connection.commit()
         except BaseException:
             self._abandon()
             raise
@@ -394,7 +439,8 @@ class AsyncTransaction(_Begin):
     async def __aenter__(self) -> View:
         """Begin, and read the flags if their epoch is new to this process."""
         connection = self._connection
-        self._refuse_early()
+        if connection.pgconn.transaction_status != _IDLE:  # who streams holds the lock, and would wait for itself
+            _refuse_unless_idle(connection)
         try:
             async with connection.lock:
                 view: View = await connection.wait(self._steps())
@@ -413,13 +459,17 @@ class AsyncTransaction(_Begin):
         if kind is not None:
             await self._abandon()
             return
+        connection, known = self._connection, self._known
         try:
-            self._refuse_unless_open()
-            if self._known.marked and not self._known.reported:
-                async with self._connection.lock:
-                    await self._connection.wait(self._ask_mark())
-            self._known.committing()
-            await self._connection.commit()
+            if self._number != known.begun or connection.pgconn.transaction_status != _IN_TRANSACTION:
+                self._refuse_to_commit()
+            if known.marked and self._must_ask():
+                async with connection.lock:
+                    await connection.wait(self._ask_mark())
+            if known.view is not None:
+                known.view.expire()
+                known.view = None
+            await connection.commit()
         except BaseException:
             await self._abandon()
             raise
@@ -439,16 +489,25 @@ def _warn(shard: str, error: Exception) -> None:
 
 
 def _exchange(connection: Any, text: bytes) -> PQGen[PGresult]:  # noqa: ANN401 - Connection or AsyncConnection
+    """Send statements in one message, and return the rows of the last."""
+    return _rows(connection, (yield from _answered(connection, text)))
+
+
+def _answered(connection: Any, text: bytes) -> PQGen[PGresult]:  # noqa: ANN401 - as above
     """
-    Send statements in one message, and return the answer to the last.
+    Send statements in one message, and return the answer to the last, an error as well.
 
     Below psycopg's cursors: they would convert, count and adapt, and take our ROLLBACK for the application's.
     """
-    execute, error_from_result = _driver()
+    execute, _ = _driver()
     connection.pgconn.send_query(text)
-    answer = (yield from execute(connection.pgconn))[-1]
+    return (yield from execute(connection.pgconn))[-1]
+
+
+def _rows(connection: Any, answer: PGresult) -> PGresult:  # noqa: ANN401 - as above
+    """Return an answer that has rows; raise what is an error."""
     if answer.status != _TUPLES_OK:
-        raise error_from_result(answer, connection.info.encoding)
+        raise _driver()[1](answer, connection.info.encoding)
     return answer
 
 

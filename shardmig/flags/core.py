@@ -80,9 +80,10 @@ class Reading:
         states: every declared flag; a flag without a row is OLD.
         across_tables: flags whose mover inserts rows that a snapshot taken earlier cannot see.
         refusal: why this release may not use the shard at all, or None.
+        usual: every transaction may have these states, whatever its isolation level.
     """
 
-    __slots__ = ("across_tables", "epoch", "refusal", "states")
+    __slots__ = ("across_tables", "epoch", "refusal", "states", "usual")
 
     def __init__(self, flags: Mapping[str, Flag], rows: list[FlagRow], *, shard: str, release: str | None) -> None:
         known = {row.name: row for row in rows if row.name in flags}
@@ -92,6 +93,7 @@ class Reading:
             flags[name] for name, row in known.items() if row.cross_table and not row.touch_source
         )
         self.refusal = _unknown_state(known, shard) or _behind(self.states, shard, release)
+        self.usual = self.refusal is None and not any(self.states[flag] is State.DUAL for flag in self.across_tables)
 
 
 def _state(row: FlagRow | None) -> State:
@@ -248,6 +250,14 @@ class Declared:
             raise UnknownFlag(f"no flag {name!r} is declared; declared: {', '.join(self._flags) or 'none'}") from None
 
     # -- what a transaction asks, in this order ------------------------------------------------------------------------
+
+    def usual_view(self, epoch: bytes, *, shard: str, write: bool) -> View | None:
+        """Return the view where nothing forbids one and nobody overrides it; None: ask what is below."""
+        reading = self._readings.get(shard, _NO_READINGS).get(epoch)
+        if reading is None or not reading.usual or self._everywhere or _overrides.get():
+            return None
+        self._last[shard] = (reading, monotonic())
+        return View(reading, reading.states, shard=shard, write=write)
 
     def admits(self, opening: Opening, *, write: bool) -> bool:
         """Say whether a transaction may begin; if not, `refusal` has the words."""

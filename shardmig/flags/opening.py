@@ -129,6 +129,7 @@ class Statements(NamedTuple):
         flags: epoch and flags.
         details: why the shard refuses.
         isolation: the level that BEGIN names, in lower case; empty when it names none.
+        usual: second and third column of an opening that has nothing to tell but its first, the epoch.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Statements(NamedTuple):
     flags: bytes
     details: bytes
     isolation: str
+    usual: tuple[bytes, bytes]
 
 
 @lru_cache(maxsize=4096)
@@ -181,6 +183,7 @@ def statements(
         flags=_FLAGS.format(shard=name).encode(encoding),
         details=_DETAILS.format(shard=name).encode(encoding),
         isolation=level.lower(),
+        usual=(b"0", b"off" if write else b"f"),
     )
 
 

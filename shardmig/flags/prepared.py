@@ -36,12 +36,17 @@ class Form(IntEnum):
 
 
 class Prepared:
-    """The openings that a server holds prepared for one connection, as far as its client knows."""
+    """
+    The openings that a server holds prepared for one connection, as far as its client knows.
 
-    __slots__ = ("_doubted", "_due", "_plain", "_there")
+    Attributes:
+        there: their names.
+    """
+
+    __slots__ = ("_doubted", "_due", "_plain", "there")
 
     def __init__(self) -> None:
-        self._there: set[str] = set()
+        self.there: set[str] = set()
         self._doubted: set[str] = set()
         self._plain = 0  # openings sent since the last attempt
         self._due: float | None = None  # how many must be; None: as many as the connection wants of any statement
@@ -57,11 +62,11 @@ class Prepared:
         """
         if threshold is None:
             return Form.PLAIN
-        if name in self._there:
+        if name in self.there:
             return Form.EXECUTING
         if name in self._doubted:
             return Form.ASKING
-        if self._plain < (threshold if self._due is None else self._due) or len(self._there) >= _KEPT:
+        if self._plain < (threshold if self._due is None else self._due) or len(self.there) >= _KEPT:
             self._plain += 1
             return Form.PLAIN
         return Form.PREPARING
@@ -70,13 +75,13 @@ class Prepared:
         """Believe what an answer shows."""
         self._doubted.discard(name)
         if there:
-            self._there.add(name)
+            self.there.add(name)
 
     def doubt(self) -> None:
         """Ask before the next use: a rollback by psycopg may have deallocated what was there."""
-        if self._there:
-            self._doubted |= self._there
-            self._there.clear()
+        if self.there:
+            self._doubted |= self.there
+            self.there.clear()
 
     def blame(self, name: str, form: Form, sqlstate: str | None) -> Form | None:
         """
@@ -89,7 +94,7 @@ class Prepared:
             self.learn(name, there=True)
             return Form.EXECUTING
         if form >= Form.PREPARING and sqlstate in {_NOT_THERE, _NOT_POSSIBLE}:
-            self._there.clear()
+            self.there.clear()
             self._doubted.clear()
             self._plain = 0
             self._due = _NEVER if sqlstate == _NOT_POSSIBLE else _PATIENCE * self._due if self._due else _REST
