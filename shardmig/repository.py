@@ -6,23 +6,25 @@ This is the one door from files to shards, for the command line, the demo and ap
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from shardmig import sqltree
-from shardmig.errors import LintFailed, ScriptError
+from shardmig import planfile, sqltree
+from shardmig.errors import LintFailed, PlanError, ScriptError
 from shardmig.lint import History, lint_script
 from shardmig.loading import load_plans
 from shardmig.plan import Switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from shardmig.config import Config
     from shardmig.loading import LoadedPlan
-    from shardmig.plan import AcceptedPlan
+    from shardmig.plan import AcceptedPlan, Plan
     from shardmig.scripts import Script
 
-__all__ = ["accepted_of", "accepted_plans", "loaded_plans", "refusing"]
+__all__ = ["accepted_of", "accepted_plans", "committed_plans", "loaded_plans", "refusing"]
 
 
 def loaded_plans(config: Config, *, rerender: bool = False) -> tuple[LoadedPlan, ...]:
@@ -51,6 +53,26 @@ def accepted_plans(config: Config) -> tuple[AcceptedPlan, ...]:
         LintFailed: something is not known to be additive.
     """
     return accepted_of(config, loaded_plans(config))
+
+
+def committed_plans(config: Config) -> tuple[AcceptedPlan, ...]:
+    """Accept what plan files say, oldest first and up to the first that is not in order, whatever scripts are like."""
+    follows = {plan.parent: plan for path in sorted(config.migrations_dir.glob("*.sql")) if (plan := _written(path))}
+    history = History(config.lint)
+    accepted: list[AcceptedPlan] = []
+    following = follows.pop(config.lint.start_after or None, None)
+    with suppress(LintFailed):
+        while following is not None:
+            accepted.append(history.accept(following))
+            history.add(following)
+            following = follows.pop(following.revision, None)
+    return tuple(accepted)
+
+
+def _written(path: Path) -> Plan | None:
+    with suppress(PlanError):
+        return planfile.read(path)
+    return None
 
 
 def accepted_of(config: Config, plans: Sequence[LoadedPlan]) -> tuple[AcceptedPlan, ...]:

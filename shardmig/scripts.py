@@ -29,6 +29,7 @@ __all__ = [
     "heads_of",
     "load_scripts",
     "name_of",
+    "newest_of",
     "paths_after",
     "paths_of",
     "read_script",
@@ -103,6 +104,8 @@ def load_scripts(directory: Path, *, start_after: str = "") -> tuple[Script, ...
     paths = paths_of(directory)
     if start_after:
         paths = paths_after(paths, start_after, directory)
+    else:
+        _refuse_unadopted(directory, paths)
     scripts = _linear([read_script(path) for path in paths], directory, start_after)
     if scripts or not start_after:
         _check_head(directory, scripts)
@@ -119,7 +122,11 @@ def paths_after(paths: list[Path], start_after: str, directory: Path) -> list[Pa
     parents = {path: _lineage(path) for path in paths}
     known = {revision: path for path, (revision, _) in parents.items() if revision}
     if start_after not in known:
-        raise ScriptError(f"[lint] start_after names {start_after}, which no script in {directory.name}/ is")
+        newest = " and ".join(newest_of(directory)) or "no revision at all"
+        raise ScriptError(
+            f"[lint] start_after names {start_after}, which no script in {name_of(directory)}/ is; the newest there is "
+            f"{newest}"
+        )
     adopted, queue = set(), [start_after]
     while queue:
         path = known.get(queue.pop())
@@ -127,6 +134,30 @@ def paths_after(paths: list[Path], start_after: str, directory: Path) -> list[Pa
             adopted.add(path)
             queue += parents[path][1]
     return [path for path in paths if path not in adopted]
+
+
+def newest_of(directory: Path) -> list[str]:
+    """Return the revisions that no other one follows, whatever else is in their scripts: Alembic's may branch."""
+    lineages = [_lineage(path) for path in paths_of(directory)]
+    followed = {parent for _, parents in lineages for parent in parents}
+    return sorted(revision for revision, _ in lineages if revision and revision not in followed)
+
+
+def _refuse_unadopted(directory: Path, paths: list[Path]) -> None:
+    """Say to adopt first where an env.py shows that Alembic made these scripts, and no HEAD that shardmig did."""
+    here, versions = name_of(directory), name_of(directory / "versions")
+    if (directory / "env.py").exists():
+        raise ScriptError(
+            f'{here}/ is Alembic\'s own directory, its scripts lie in {versions}/: say migrations = "{versions}" in '
+            "shardmig.toml"
+        )
+    if (directory.parent / "env.py").exists() and paths and not (directory / HEAD).exists():
+        newest = newest_of(directory)
+        revision = newest[0] if len(newest) == 1 else "REVISION"
+        raise ScriptError(
+            f"the scripts in {here}/ are plain Alembic's, and shardmig did not adopt them: bring every shard to one "
+            f'revision, say [lint] start_after = "{revision}" in shardmig.toml, then `shardmig adopt --all`'
+        )
 
 
 def _lineage(path: Path) -> tuple[str | None, tuple[str, ...]]:

@@ -46,6 +46,7 @@ async def _adopt(here: Config, chosen: list[Shard]) -> Report:
     from shardmig import adoption
     from shardmig.errors import ConfigError
     from shardmig.fleet import Fleet
+    from shardmig.scripts import paths_after, paths_of
 
     fleet = Fleet(here, (), chosen, jobs=here.rollout.jobs)
     found = await fleet.ask(adoption.alembic_revisions)
@@ -61,4 +62,5 @@ async def _adopt(here: Config, chosen: list[Shard]) -> Report:
         raise ConfigError(
             f'say in shardmig.toml where history begins: [lint] start_after = "{at}"; nothing was changed'
         )
+    paths_after(paths_of(here.migrations_dir), after, here.migrations_dir)  # one that no script has is a slip
     return await fleet.each(lambda session: adoption.adopt(session, after))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from shardmig import config as configuration
 from shardmig.cli import options
-from shardmig.errors import ConfigError
+from shardmig.errors import ConfigError, LintFailed, PlanError, ScriptError, ShardmigError
 from shardmig.fleet import Fleet
-from shardmig.repository import accepted_of, loaded_plans
+from shardmig.repository import accepted_of, committed_plans, loaded_plans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shardmig.config import Config, Shard, Speed
     from shardmig.plan import AcceptedPlan
 
-__all__ = ["Project", "load"]
+__all__ = ["Project", "glance", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,13 @@ class Project:
         config: the configuration.
         plans: the plans.
         unwritten: scripts that have no plan file, so that they were rendered just now.
+        disorder: why the plans are only those of the committed files, if scripts are not in order; None as a rule.
     """
 
     config: Config
     plans: tuple[AcceptedPlan, ...]
     unwritten: tuple[str, ...] = ()
+    disorder: ShardmigError | None = None
 
     def fleet(
         self,
@@ -80,7 +82,19 @@ class Project:
 
 def load(path: Path | None, *, shards: bool = True) -> Project:
     """Load the configuration and its plans; errors name file, key and cure. `shards`: as for `config.load`."""
-    config = configuration.load(path, shards=shards)
+    return _project(configuration.load(path, shards=shards))
+
+
+def glance(path: Path | None) -> Project:
+    """Load for somebody who only looks at shards: where scripts are not in order, the committed plan files will do."""
+    config = configuration.load(path)
+    try:
+        return _project(config)
+    except (ScriptError, PlanError, LintFailed) as error:
+        return Project(config, committed_plans(config), disorder=error)
+
+
+def _project(config: Config) -> Project:
     loaded = loaded_plans(config)
     unwritten = tuple(one.script.name for one in loaded if not one.from_file)
     return Project(config, accepted_of(config, loaded), unwritten)

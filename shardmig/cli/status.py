@@ -41,11 +41,12 @@ def status(
     """
     Show each shard's flags, what is left and who works there; every shard unless some are named.
 
-    Of many flags, and of many shards, only what is not as everywhere is spelled out.
+    Of many flags, and of many shards, only what is not as everywhere is spelled out. Scripts that are not in order keep
+    nobody from looking: the committed plan files are compared with, and the exit code is 1.
     """
-    from shardmig.cli import progress, project, results
+    from shardmig.cli import console, progress, project, results
 
-    here = project.load(config)
+    here = project.glance(config)
     named = bool(shard) or wave is not None or tag is not None
     chosen = options.targets(here.config, shard, everything=everything or not named, wave=wave, tag=tag, part=part)
     fleet = here.fleet(chosen, jobs=jobs)
@@ -59,5 +60,8 @@ def status(
     else:
         found = progress.run(fleet, fleet.status, quiet=True)
         show(found)
+    if here.disorder is not None:
+        console.note(f"compared with the committed plan files, for the scripts are not in order: {here.disorder}")
+        raise typer.Exit(1)
     if exit_code and any(one.outcome is not Outcome.DONE for one in found):
         raise typer.Exit(1)

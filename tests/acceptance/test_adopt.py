@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,6 +94,59 @@ def test_a_shard_that_is_elsewhere_gets_the_cure_that_fits(legacy: Project) -> N
     for shard in legacy.shards:
         legacy.query(shard, "DROP TABLE alembic_version")
     assert "at no revision, not at b1; alembic upgrade b1 first" in legacy.run("adopt", "--all", code=1).out
+
+
+def test_a_slip_in_start_after_is_refused_with_what_there_is(legacy: Project) -> None:
+    legacy.write_toml('[lint]\nstart_after = "c2"\n')
+
+    refused = legacy.run("adopt", "--all", code=2)
+
+    assert "names c2, which no script in migrations/ is; the newest there is c1" in refused.err
+    assert [(None,)] == legacy.query("eu1", "SELECT to_regnamespace('shardmig')")
+
+
+@pytest.mark.parametrize("verb", [("plan",), ("check",), ("revision", "-m", "next"), ("apply", "--all"), ("lint",)])
+def test_before_adopting_every_verb_says_to_adopt(legacy: Project, verb: tuple[str, ...]) -> None:
+    legacy.write_toml()
+    (legacy.root / "env.py").touch()
+
+    said = legacy.run(*verb, code=None)
+
+    assert 'say [lint] start_after = "c1" in shardmig.toml, then `shardmig adopt --all`' in said.out + said.err
+    assert "HEAD" not in said.out + said.err
+
+
+def test_alembics_own_directory_is_told_from_that_of_its_scripts(legacy: Project) -> None:
+    legacy.write_toml()
+    (legacy.migrations / "env.py").touch()
+
+    assert 'say migrations = "migrations/versions"' in legacy.run("plan", code=2).err
+
+
+@pytest.mark.parametrize("where", ["alembic", "%(here)s/db/migrations", "elsewhere"])
+def test_init_beside_an_alembic_ini_takes_up_its_scripts(repository: Project, where: str) -> None:
+    bare = repository
+    shutil.rmtree(bare.migrations)
+    (bare.root / "shardmig.toml").unlink()
+    (bare.root / "alembic.ini").write_text(f"[alembic]\nscript_location = {where}\n[loggers]\nkeys = root\n")
+    versions = bare.root / where.removeprefix("%(here)s/") / "versions"
+    if where != "elsewhere":
+        versions.mkdir(parents=True)
+        (versions / "a1_old.py").write_text(OLD_SCRIPT.format(revision="a1", parent=None))
+
+    said = bare.run("init").out
+
+    written = tomllib.loads((bare.root / "shardmig.toml").read_text())
+    if where == "elsewhere":
+        assert "alembic.ini names no scripts that are here, so migrations is a history of its own" in said
+        assert "migrations" == written["migrations"]
+    else:
+        assert (versions.relative_to(bare.root).as_posix(), "a1") == (
+            written["migrations"],
+            written["lint"]["start_after"],
+        )
+        assert "`shardmig adopt --all`" in said
+        assert not (bare.root / "migrations").exists()
 
 
 def test_a_start_after_that_no_script_has_is_an_error(legacy: Project) -> None:

@@ -6,6 +6,8 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from conftest import Project
 
@@ -132,3 +134,24 @@ def test_a_dry_run_tells_what_is_done_once_and_how_long_it_takes_for_each(projec
     takes = re.findall(r"^  (\w+): 0002_split_name: customer: about (\d+) rows", planned, re.MULTILINE)
     assert [name for name, _ in takes] == [shard for shard in ALL if shard in dict(takes)]
     assert len({rows for _, rows in takes}) > 1
+
+
+@pytest.mark.parametrize("disorder", ["edited", "unreadable", "HEAD"])
+def test_scripts_that_are_not_in_order_keep_nobody_from_looking_at_the_fleet(project: Project, disorder: str) -> None:
+    project.run("apply", "--all", "--until", "structure")
+    orderly = project.run("status").out
+    script = project.migrations / "0002_split_name.py"
+    match disorder:
+        case "edited":
+            script.write_text(script.read_text().replace("sa.Text", "sa.String(40)", 1))
+        case "unreadable":
+            script.write_text("<<<<<<< HEAD\n")
+        case _:
+            (project.migrations / "HEAD").write_text("<<<<<<< ours\n")
+
+    seen = project.run("status", code=1)
+
+    assert orderly == seen.out
+    assert seen.err.startswith("note: compared with the committed plan files, for the scripts are not in order: ")
+    assert ("0002_split_name" in seen.err) == (disorder != "HEAD")
+    project.run("apply", "--all", code=2)
