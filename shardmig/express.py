@@ -33,7 +33,7 @@ from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
 from shardmig.steps import in_doubt
 from shardmig.structure import recorded
-from shardmig.turn import Turn, begin_migration, finish_migration
+from shardmig.turn import Turn, begin_anew, finish_migration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from shardmig.todo import Todo
 
 __all__ = ["Arrival", "Express", "fits"]
+
+# Of what a flight repeats, with the same few rows of the ledger each time.
+_PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
 
 # Nothing that only adds takes this long; what does (a type edited by hand makes it a rewrite) makes nobody wait longer.
 _STATEMENT_MS = 1000
@@ -148,7 +151,7 @@ class Express:
         self._tell(StepStarted(shard, *step, self._kind(step)) for part in parts for step in part.steps)
         started = time.monotonic()
         try:
-            results = await self.session.flight(flight)
+            results = await self.session.flight(flight, repeats=True)
         except pg.Error as error:
             if self.session.connection.broken or is_connection_lost(error):
                 self._tell([Waiting(shard, "the connection was lost")])
@@ -186,21 +189,22 @@ class Express:
 
         Statements that lock nothing that exists go with what is before them or after them, each of the others alone.
         """
-        turn = self._turn
-        part = _Part([turn.taking(ends=ends), turn.hold()])
+        turn, part = self._turn, _Part([self._turn.taking(ends=ends)])
+        ordered = [(item, number) for item in self.todo for number in item.statements]
+        entered_done = list(takewhile(lambda place: place[1] not in place[0].accepted.locks, ordered))
         for item in self.todo:
-            position = self.positions[item.plan.revision]
-            part.queries += begin_migration(turn.shard, item.plan, position=position, term=turn.term)
-        for item in self.todo:
-            for number in item.statements:
-                step = item.plan.revision, number
-                if number in item.accepted.locks:
-                    yield part
-                    yield _Part(self._under_lock(item, number), [step])
-                    part = _Part()
-                else:
-                    part.queries += recorded(turn, item.accepted, number)
-                    part.steps.append(step)
+            position, done = self.positions[item.plan.revision], {number for one, number in entered_done if one is item}
+            part.queries += begin_anew(turn, item.plan, position=position, done=done)
+        for place, (item, number) in enumerate(ordered):
+            step = item.plan.revision, number
+            if number in item.accepted.locks:
+                yield part
+                yield _Part(self._under_lock(item, number), [step])
+                part = _Part()
+            else:
+                record, *statements = recorded(turn, item.accepted, number)
+                part.queries += statements if place < len(entered_done) else [record, *statements]
+                part.steps.append(step)
         yield from self._ways(part)
 
     def _under_lock(self, item: Todo, number: int) -> list[Query]:
@@ -211,6 +215,7 @@ class Express:
             "lock_timeout": f"{rung_ms}ms",
             "statement_timeout": f"{_STATEMENT_MS}ms",
             **UNAWAITED,
+            **_PLANNED_ONCE,
         }
         limited = ", ".join([record.sql, *(f"set_config('{name}', '{value}', true)" for name, value in local.items())])
         proofs = [proof(self.quiet.tables[quote_name(name)]) for name in locked]
@@ -243,23 +248,23 @@ class Express:
             part.switched.append(unvouched(self._turn.shard, plan))
         self._switch(part, plan, State.OLD, State.DUAL)
         yield part
-        part = _Part([self._hold()])
+        part = _Part([self._hold()], switched=[FlagSwitched(self._turn.shard, plan.flag, State.DUAL, State.LIVE)])
         moved = handful.moved(self._turn, plan, rows_max=self.quiet.rows_max)
         part.queries += moved.queries
         for number, record in moved.records.items():
             part.steps.append((plan.revision, number))
             self._moved[plan.revision, number] = record
-        self._switch(part, plan, State.DUAL, State.LIVE)
         yield part
 
     def _switch(self, part: _Part, plan: Plan, source: State, target: State) -> None:
-        part.queries += [self._hold(), *handful.edge(self._turn, plan, source, target)]
+        part.queries += [self._hold(), *handful.flip(self._turn, plan, source, target)]
         part.switched.append(FlagSwitched(self._turn.shard, plan.flag, source, target))
 
     def _hold(self) -> Query:
         """Hold the turn, and say for the log who switches and why."""
         hold = self._turn.hold()
-        said = "set_config('shardmig.reason', $3, true), set_config('shardmig.os_user', $4, true)"
+        local = [f"set_config('{name}', '{value}', true)" for name, value in _PLANNED_ONCE.items()]
+        said = ", ".join(["set_config('shardmig.reason', $3, true), set_config('shardmig.os_user', $4, true)", *local])
         return Query(f"{hold.sql}, {said}", [*hold.params, self.reason or "", os_user()])
 
     # ----------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ is woken for each, and a client that asks each time whether it may write, cost m
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import errors
@@ -23,9 +25,7 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
 
-    _Message = tuple[bytes, Sequence[Any], Sequence[int], Sequence[int]]  # text; parameters, their types and formats
-
-__all__ = ["Query", "Result", "current_settings", "fly", "refuse_rows", "set_settings"]
+__all__ = ["Query", "Result", "current_settings", "fly", "refuse_nothing", "refuse_rows", "set_settings"]
 
 
 class Query(NamedTuple):
@@ -56,8 +56,24 @@ class Result:
         return self.rows[0][0] if self.rows else None
 
 
+class _Message(NamedTuple):
+    """A query as libpq takes it; with a name when its text comes several times, and then `begins` the first of them."""
+
+    sql: bytes
+    params: Sequence[Any]
+    types: Sequence[int]
+    formats: Sequence[int]
+    name: bytes = b""
+    begins: bool = False
+
+
 async def fly(
-    connection: AsyncConnection[Any], queries: Sequence[Query], *, done: list[Result], named: bool = False
+    connection: AsyncConnection[Any],
+    queries: Sequence[Query],
+    *,
+    done: list[Result],
+    named: bool = False,
+    repeats: bool = False,
 ) -> None:
     """
     Send statements in one message and wait for all answers.
@@ -67,6 +83,8 @@ async def fly(
         queries: the statements; the extended protocol refuses a second one hidden in a text.
         done: where answers are put, one a statement; after an error, as many as came before the refused statement.
         named: whether the names of the columns are wanted.
+        repeats: whether the server reads a text that comes several times with parameters only once. It keeps that
+            until the connection ends, and plans by its `plan_cache_mode`.
 
     Raises:
         psycopg.Error: the first one; the statements behind it were not executed.
@@ -74,6 +92,8 @@ async def fly(
     """
     transformer, pgconn = Transformer.from_context(connection), connection.pgconn
     messages = [_message(query, transformer) for query in queries]
+    messages = _read_once(messages) if repeats else messages
+    are_results = [part for message in messages for part in ((False, True) if message.begins else (True,))]
     answers: list[PGresult] = []
     async with connection.lock:
         pgconn.enter_pipeline_mode()
@@ -84,11 +104,15 @@ async def fly(
             raise
         finally:
             _leave(pgconn)
-            done += [_result(answer, transformer, named=named) for answer in answers if answer.status in _FINE]
+            done += [
+                _result(answer, transformer, named=named)
+                for answer, is_result in zip(answers, are_results, strict=False)
+                if is_result and answer.status in _FINE
+            ]
     for answer in answers:
         if answer.status not in _FINE:
             raise errors.error_from_result(answer, connection.info.encoding)
-    if len(answers) < len(queries):
+    if len(answers) < len(are_results):
         raise errors.OperationalError("the server closed the connection")
 
 
@@ -97,17 +121,37 @@ _FINE = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY
 
 def _message(query: Query, transformer: abc.Transformer) -> _Message:
     params = transformer.dump_sequence(query.params, [PyFormat.AUTO] * len(query.params))
-    return query.sql.encode(), params, transformer.types or (), transformer.formats or []  # 3.2 takes no other sequence
+    # 3.2 takes no other sequence of formats than a list
+    return _Message(query.sql.encode(), params, transformer.types or (), transformer.formats or [])
+
+
+def _read_once(messages: Sequence[_Message]) -> list[_Message]:
+    """Name the messages whose text, with parameters of the same types, comes several times."""
+    times = Counter((message.sql, *message.types) for message in messages if message.params)
+    names: dict[tuple[object, ...], bytes] = {}
+    found = []
+    for message in messages:
+        read = (message.sql, *message.types)
+        begins = read not in names
+        if times[read] > 1:
+            name = names.setdefault(read, f"shardmig_{next(_names)}".encode())
+            found.append(message._replace(name=name, begins=begins))
+        else:
+            found.append(message)
+    return found
+
+
+_names = count(1)  # of prepared statements: another flight on the same connection has other ones
 
 
 def _exchange(
     pgconn: PGconn,
-    messages: Iterable[_Message],
+    messages: Sequence[_Message],
     answers: list[PGresult],
 ) -> PQGen[None]:
     """Send, and collect answers up to the Sync; one of psycopg's generators, which its connection waits for."""
     for message in messages:
-        pgconn.send_query_params(*message)
+        _send(pgconn, message)
     pgconn.pipeline_sync()
     unsent = pgconn.flush()
     while True:
@@ -125,6 +169,15 @@ def _exchange(
                 return
         if unsent and ready & Ready.W:
             unsent = pgconn.flush()
+
+
+def _send(pgconn: PGconn, message: _Message) -> None:
+    if message.begins:
+        pgconn.send_prepare(message.name, message.sql, message.types)
+    if message.name:
+        pgconn.send_query_prepared(message.name, message.params, message.formats)
+    else:
+        pgconn.send_query_params(message.sql, message.params, message.types, message.formats)
 
 
 def _collect(pgconn: PGconn, answers: list[PGresult]) -> bool:
@@ -178,3 +231,8 @@ def refuse_rows(query: Query) -> Query:
     """Refuse the transaction, and all that is behind it in the flight, if a query finds any row."""
     said = "  -- divides by zero on purpose: whoever waits and explains comes next"
     return Query(f"SELECT 1 / (NOT EXISTS (\n{query.sql}\n))::int{said}", query.params)
+
+
+def refuse_nothing(query: Query) -> Query:
+    """Refuse the transaction, and all that is behind it in the flight, if an UPDATE writes no row."""
+    return Query(f"WITH written AS ({query.sql} RETURNING 1) SELECT 1 / count(*) FROM written", query.params)

@@ -9,8 +9,9 @@ them, and no guard is weaker for it:
   find is about this flip (the epoch need not be compared), and `drained` is written only if nobody was open (W1).
 * Each statement has a snapshot of its own. The rows are counted and their last key is read behind the looks; the check
   sees what was moved and whatever dual writers have committed until then, each of them whole or not at all.
-* The ledger's trigger judges each write of the flag as ever (W1, W2), and `hold_turn` fences all of it: rows, record
-  and flip are committed by the runner whose turn it is, or by nobody.
+* `drained`, `new_valid` and the flip to LIVE are one UPDATE, which the trigger of the ledger judges by the guards of
+  three (W1, W2), and `hold_turn` fences all of it: rows, record and flip are committed by the runner whose turn it is,
+  or by nobody.
 * Rows stay locked for a few milliseconds longer than in a batch, until the COMMIT that is in the same flight. Nobody
   waits in a circle: whoever writes rows locks nothing of the ledger, operators' functions lock the flag first, as this
   does, and here a lock is waited for no longer than in a batch, which is less than deadlock_timeout.
@@ -21,11 +22,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from shardmig import switching
-from shardmig.flight import refuse_rows
+from shardmig.flight import refuse_nothing, refuse_rows
 from shardmig.keyset import bound, extent
 from shardmig.plan import Switch
 from shardmig.session import Query
 from shardmig.states import State
+from shardmig.turn import finish_migration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from shardmig.plan import Move, Plan
     from shardmig.turn import Turn
 
-__all__ = ["Moved", "edge", "moved", "tried"]
+__all__ = ["Moved", "flip", "moved", "tried"]
 
 _LOCKED_MS = 100  # rows are locked meanwhile, until the last statement has ended; a batch aims at a few milliseconds
 
@@ -60,27 +62,38 @@ def tried(turn: Turn, plan: Plan) -> list[Query]:
     return [_limits(turn, statements=len(queries)), *queries] if queries else []
 
 
-def edge(turn: Turn, plan: Plan, source: State, target: State) -> list[Query]:
+def flip(turn: Turn, plan: Plan, source: State, target: State) -> list[Query]:
     """Take an edge with what it records; behind `hold`. A flag that is elsewhere refuses it."""
-    numbers = [number for number, step in enumerate(plan.steps, 1) if isinstance(step, Switch) and step.to is target]
-    taken = Query(_TAKE_EDGE, (turn.shard, plan.flag, int(source), int(target)))
-    return [taken, *([turn.record_switches(plan.revision, numbers)] if numbers else [])]
+    taken = Query(
+        "UPDATE shardmig.flag SET state = $4 WHERE shard = $1 AND flag = $2 AND state = $3",
+        (turn.shard, plan.flag, int(source), int(target)),
+    )
+    return [refuse_nothing(taken), *_recorded(turn, plan, target)]
 
 
 def moved(turn: Turn, plan: Plan, *, rows_max: int) -> Moved:
-    """Drain, move all rows and check them, for the edge to LIVE; behind `hold`. More rows than `rows_max` refuse it."""
+    """Drain, move all rows, check them and go LIVE; behind `hold`. More rows than `rows_max` refuse it."""
     flag = (turn.shard, plan.flag, int(State.DUAL))
     records = {number: _record(turn, plan, number, move, rows_max) for number, move in plan.moves}
     queries = [
         _limits(turn, statements=sum(1 + len(list(_checks(move))) for _, move in plan.moves)),
         Query("SELECT FROM shardmig.flag WHERE shard = $1 AND flag = $2 AND state = $3 FOR UPDATE", flag),
         *switching.looks(turn.session, refuse=True),
-        Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2 AND state = $3", flag),
     ]
     for number, move in plan.moves:
         queries += [records[number], bound(move.forward, move, None, None), *_checks(move)]
-    valid = Query("UPDATE shardmig.flag SET new_valid = true WHERE shard = $1 AND flag = $2 AND state = $3", flag)
-    return Moved([*queries, valid], records)
+    live = Query(
+        "UPDATE shardmig.flag SET drained = true, new_valid = true, state = $4 "
+        "WHERE shard = $1 AND flag = $2 AND state = $3",
+        (*flag, int(State.LIVE)),
+    )
+    return Moved([*queries, refuse_nothing(live), *_recorded(turn, plan, State.LIVE)], records)
+
+
+def _recorded(turn: Turn, plan: Plan, target: State) -> list[Query]:
+    numbers = [number for number, step in enumerate(plan.steps, 1) if isinstance(step, Switch) and step.to is target]
+    recorded = [Query(_SWITCHED, (turn.shard, plan.revision, number, turn.term)) for number in numbers]
+    return [*recorded, *([finish_migration(turn.shard, plan.revision)] if target is State.LIVE else [])]
 
 
 def _checks(move: Move) -> Iterator[Query]:
@@ -100,13 +113,14 @@ def _limits(turn: Turn, *, statements: int) -> Query:
     lock_ms = min(session.settings.lock_timeout_ms[0], max(session.deadlock_timeout_ms / 2, 1))
     return Query(
         "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true)",
-        (f"{lock_ms:.0f}ms", f"{max(_LOCKED_MS // statements, 1)}ms"),
+        (f"{lock_ms:.0f}ms", f"{max(_LOCKED_MS // max(statements, 1), 1)}ms"),
     )
 
 
-_TAKE_EDGE = """
-SELECT shardmig.take_edge($1, $2, $3, $4, (
-    SELECT f.epoch FROM shardmig.flag AS f WHERE f.shard = $1 AND f.flag = $2))
+_SWITCHED = """
+UPDATE shardmig.step SET status = 'DONE', term = $4, attempts = attempts + 1, error = NULL,
+    started_at = coalesce(started_at, clock_timestamp()), finished_at = clock_timestamp()
+WHERE shard = $1 AND revision = $2 AND number = $3 AND status <> 'DONE'
 """
 
 # What claim_step, begin_move, record_batch, record_check and record_step write, each for another transaction. It comes

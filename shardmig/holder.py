@@ -14,7 +14,7 @@ from shardmig.flight import Query
 if TYPE_CHECKING:
     from shardmig.session import Session
 
-__all__ = ["IS_HELD", "LOCKS", "LOCK_CLASS", "Holder", "Own", "Purpose", "meet_holder"]
+__all__ = ["LOCKS", "LOCK_CLASS", "Holder", "Own", "Purpose", "is_at_work", "meet_holder"]
 
 Purpose = Literal["run", "read"]
 
@@ -110,6 +110,13 @@ async def meet_holder(session: Session, *, take_over: bool, lost: Own | None = N
     return holders[0] if holders else None
 
 
+async def is_at_work(session: Session) -> bool:
+    """Say whether anybody holds the runner lock; the ledger keeps the name of a runner that was killed."""
+    if session.purpose == "run":  # it does itself
+        return True
+    return bool((await session.execute(f"SELECT EXISTS ({_HELD})", (session.shard.name,))).value)
+
+
 async def _lock_within(session: Session, limit_ms: int) -> bool:
     """Wait for the runner lock; False when somebody still holds it afterwards."""
     try:
@@ -142,9 +149,6 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND ((l.classid::bigint << 32) | l.objid::bigint) = {_RUNNER_LOCK.replace("$2", "$1")}
 """
-
-IS_HELD = f"EXISTS ({_HELD})"
-"""SQL: whether anybody holds the runner lock of shard $1; the ledger keeps the name of a runner that was killed."""
 
 _HOLDER = f"""
 SELECT held.pid, a.usename::text AS role, nullif(a.application_name, '') AS application, host(a.client_addr) AS client,

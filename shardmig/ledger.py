@@ -30,13 +30,14 @@ from shardmig.errors import (
 )
 from shardmig.flight import set_settings
 from shardmig.session import Query
-from shardmig.states import EDGES
+from shardmig.states import EDGES, Guard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from shardmig.config import Shard
     from shardmig.session import Session
+    from shardmig.states import Edge
 
 __all__ = [
     "FENCED",
@@ -46,6 +47,7 @@ __all__ = [
     "accept_proof",
     "install",
     "is_held",
+    "lawful",
     "naming_holders",
     "newest",
     "os_user",
@@ -261,7 +263,28 @@ def _text(step: str) -> bytes:
         "\nCREATE OR REPLACE FUNCTION shardmig.ledger_version() RETURNS int LANGUAGE sql IMMUTABLE "
         f"AS 'SELECT {STEPS.index(step) + 1}';\n"
     )
-    return (text.replace("{edges}", edges) + version).encode()
+    for name, written in {"edges": edges, **lawful(EDGES)}.items():
+        text = text.replace(f"{{{name}}}", written)
+    return (text + version).encode()
+
+
+def lawful(edges: Sequence[Edge]) -> dict[str, str]:
+    """Write what the trigger on flags knows of edges, by one number an edge."""
+
+    def number(edge: Edge) -> int:
+        return 16 * edge.has_move + 4 * edge.source + edge.target
+
+    def numbers(some: Iterable[Edge]) -> str:
+        return ", ".join(str(number(edge)) for edge in some)
+
+    guards = {edge: f"NEW.{edge.guard.value}" if edge.guard.value else "true" for edge in edges}
+    return {
+        "edge": "16 * OLD.has_move::int + 4 * OLD.state + NEW.state",
+        "guards": " ".join(f"WHEN {number(edge)} THEN {met}" for edge, met in guards.items()),
+        "ends_new": numbers(e for e in edges if e.invalidates == Guard.NEW_VALID.value),
+        "ends_old": numbers(e for e in edges if e.invalidates == Guard.OLD_VALID.value),
+        "forgetting": numbers(e for e in edges if e.forgets),
+    }
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 --
 -- Every table is keyed by shard, for one database may hold many (a shard may be a schema). Application roles read
 -- `shard` and `flag` inside their own transactions; columns of those two never change, since an ALTER would queue every
--- BEGIN: new needs get new tables. {edges} is filled in from shardmig.states. This is version 1; what comes after it
--- stands in files of its own (shardmig.ledger.STEPS).
+-- BEGIN: new needs get new tables. What stands in braces is filled in from shardmig.states. This is version 1; what
+-- comes after it stands in files of its own (shardmig.ledger.STEPS).
 
 CREATE SCHEMA shardmig;
 COMMENT ON SCHEMA shardmig IS 'shardmig: per-shard version flags and the ledger of applied migrations';
@@ -163,48 +163,39 @@ CREATE FUNCTION shardmig.state_name(state smallint) RETURNS text LANGUAGE sql IM
     AS $$SELECT (ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'])[state + 1]$$;
 
 CREATE FUNCTION shardmig.draw_epoch() RETURNS bigint LANGUAGE sql VOLATILE
-    AS $$SELECT ('x' || translate(left(gen_random_uuid()::text, 18), '-', ''))::bit(64)::bigint$$;
+    AS $$SELECT uuid_hash_extended(gen_random_uuid(), 0)$$;
 
 -- A flip and its bookkeeping are one UPDATE: whoever writes it, psql at night included, gets all of it or an error.
+-- A runner's server process is new, and every expression, table and type it meets here is one more to look up: hence few
+-- of them on the ways that all shards go, no view, and no function of the ledger's own.
 CREATE FUNCTION shardmig.on_flag_write() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    edge record;
+    edge int;
+    met boolean;
     other text;
-    token bigint := shardmig.draw_epoch();
-    names CONSTANT text[] := ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'];
 BEGIN
-    IF TG_OP = 'DELETE' THEN
-        RAISE EXCEPTION 'flag % of shard % cannot be deleted: no row would mean OLD', OLD.flag, OLD.shard
-            USING ERRCODE = 'SM002';
-    END IF;
-    IF TG_OP = 'INSERT' THEN
-        RAISE EXCEPTION 'flag % of shard % must begin as OLD', NEW.flag, NEW.shard USING ERRCODE = 'SM002';
-    END IF;
-    -- The shard was renamed, and this row follows it (ON UPDATE CASCADE): nobody has the old name any more.
-    IF NEW.shard <> OLD.shard AND NOT EXISTS (SELECT FROM shardmig.shard s WHERE s.shard = OLD.shard) THEN
-        RETURN NEW;
-    END IF;
     IF (NEW.shard, NEW.flag, NEW.revision, NEW.has_move) IS DISTINCT FROM (OLD.shard, OLD.flag, OLD.revision, OLD.has_move)
     THEN
+        -- The shard was renamed, and this row follows it (ON UPDATE CASCADE): nobody has the old name any more.
+        IF NEW.shard <> OLD.shard AND NOT EXISTS (SELECT FROM shardmig.shard s WHERE s.shard = OLD.shard) THEN
+            RETURN NEW;
+        END IF;
         RAISE EXCEPTION 'flag % of shard %: its identity cannot change', OLD.flag, OLD.shard USING ERRCODE = 'SM002';
     END IF;
 
-    IF NEW.state = OLD.state THEN
-        -- Bookkeeping between two flips: a bit may only be earned in the state that can earn it.
-        IF NEW.epoch <> OLD.epoch THEN
-            RAISE EXCEPTION 'the epoch of a flag is drawn by its flip' USING ERRCODE = 'SM002';
-        END IF;
-        IF NEW.new_valid AND NOT OLD.new_valid AND NOT (OLD.state = 1 AND OLD.drained) THEN
+    -- A bit may only be earned in the state that can earn it: between two flips, or on the way out of it.
+    IF NEW.new_valid > OLD.new_valid OR NEW.old_valid > OLD.old_valid THEN
+        IF NEW.new_valid AND NOT OLD.new_valid AND NOT (OLD.state = 1 AND NEW.drained) IS TRUE THEN
             RAISE EXCEPTION 'flag % of shard %: new becomes valid only in DUAL, after the drain', OLD.flag, OLD.shard
                 USING ERRCODE = 'SM002';
         END IF;
-        IF NEW.old_valid AND NOT OLD.old_valid AND NOT (OLD.state = 2 AND OLD.drained) THEN
+        IF NEW.old_valid AND NOT OLD.old_valid AND NOT (OLD.state = 2 AND NEW.drained) IS TRUE THEN
             RAISE EXCEPTION 'flag % of shard %: old becomes valid only in LIVE, after the drain', OLD.flag, OLD.shard
                 USING ERRCODE = 'SM002';
         END IF;
         -- After a failover, a move that was over may have lost its end: whether each was, its own row says.
-        IF (NEW.new_valid AND NOT OLD.new_valid OR NEW.old_valid AND NOT OLD.old_valid) AND EXISTS (
+        IF EXISTS (
             SELECT FROM shardmig.step s
             WHERE s.shard = OLD.shard AND s.revision = OLD.revision AND s.kind = 'move' AND (s.checked_at IS NULL
                 OR s.direction IS DISTINCT FROM CASE OLD.state WHEN 1 THEN 'forward' ELSE 'back' END))
@@ -212,38 +203,46 @@ BEGIN
             RAISE EXCEPTION 'flag % of shard %: not all rows of % were moved and compared', OLD.flag, OLD.shard,
                 OLD.revision USING ERRCODE = 'SM002', HINT = 'apply again';
         END IF;
+    END IF;
+
+    IF NEW.state = OLD.state THEN
+        IF NEW.epoch <> OLD.epoch THEN
+            RAISE EXCEPTION 'the epoch of a flag is drawn by its flip' USING ERRCODE = 'SM002';
+        END IF;
         -- Applications keep these two under the shard's epoch: they say when not to write.
         IF (NEW.cross_table, NEW.touch_source) IS DISTINCT FROM (OLD.cross_table, OLD.touch_source) THEN
-            UPDATE shardmig.shard SET epoch = token WHERE shard = NEW.shard;
+            UPDATE shardmig.shard SET epoch = shardmig.draw_epoch() WHERE shard = NEW.shard RETURNING epoch INTO NEW.epoch;
             -- W1: who was let in before may miss what is moved now, so he is waited for, and no earlier drain vouches.
             IF NEW.cross_table AND NOT NEW.touch_source THEN
                 NEW.drained := false;
-                NEW.epoch := token;
+            ELSE
+                NEW.epoch := OLD.epoch;
             END IF;
         END IF;
         RETURN NEW;
     END IF;
 
-    -- The rows of the view, written out: a runner's server process is new, and a view is one more thing to look up.
-    SELECT * INTO edge FROM (VALUES {edges}) AS e (source, target, guard, has_move, invalidates, forgets, taken)
-        WHERE e.source = OLD.state AND e.target = NEW.state AND e.has_move = OLD.has_move;
-    IF NOT FOUND THEN
+    edge := {edge};
+    met := CASE edge {guards} END;
+    IF met IS NULL THEN
         RAISE EXCEPTION 'flag % of shard % cannot go from % to %: one edge at a time', OLD.flag, OLD.shard,
             shardmig.state_name(OLD.state), shardmig.state_name(NEW.state) USING ERRCODE = 'SM002';
     END IF;
-    IF edge.guard <> '' AND NOT (to_jsonb(OLD) ->> edge.guard)::boolean THEN
+    IF NOT met THEN
         RAISE EXCEPTION 'flag % of shard % cannot go from % to % yet: %', OLD.flag, OLD.shard,
             shardmig.state_name(OLD.state), shardmig.state_name(NEW.state),
-            CASE edge.guard
+            (SELECT CASE e.guard
                 WHEN 'drained' THEN 'transactions older than the last flip may still be open'
                 WHEN 'new_valid' THEN 'new was not moved and checked'
                 ELSE 'old is stale until a reverse move was checked' END
+            FROM shardmig.edge e
+            WHERE e.source = OLD.state AND e.target = NEW.state AND e.has_move = OLD.has_move)
             USING ERRCODE = 'SM002', HINT = 'shardmig switch does what is missing first';
     END IF;
 
     -- Everybody who changes a flag of this shard meets on this row; what follows sees their commits.
-    UPDATE shardmig.shard SET epoch = token WHERE shard = OLD.shard;
-    NEW.epoch := token;
+    UPDATE shardmig.shard SET epoch = uuid_hash_extended(gen_random_uuid(), 0) WHERE shard = OLD.shard
+        RETURNING epoch INTO NEW.epoch;
     IF OLD.state = 0 THEN
         -- A flag is entered together with its plan, hence before the structure that its other states speak of.
         IF EXISTS (SELECT FROM shardmig.step s
@@ -252,7 +251,7 @@ BEGIN
             RAISE EXCEPTION 'flag % of shard % cannot leave OLD: the structure of % is not all there', OLD.flag,
                 OLD.shard, OLD.revision USING ERRCODE = 'SM002', HINT = 'apply it first';
         END IF;
-        IF OLD.needs <> '{}' THEN
+        IF cardinality(OLD.needs) > 0 THEN
             SELECT n.name INTO other FROM unnest(OLD.needs) AS n (name)
                 WHERE NOT EXISTS (SELECT FROM shardmig.flag f
                     WHERE f.shard = OLD.shard AND f.flag = n.name AND f.state >= 2) LIMIT 1;
@@ -271,39 +270,45 @@ BEGIN
     END IF;
 
     NEW.drained := false;
-    NEW.new_valid := OLD.new_valid AND edge.invalidates IS DISTINCT FROM 'new_valid';
-    NEW.old_valid := OLD.old_valid AND edge.invalidates IS DISTINCT FROM 'old_valid';
     NEW.changed_at := clock_timestamp();
+    NEW.new_valid := NEW.new_valid AND edge NOT IN ({ends_new});
+    NEW.old_valid := NEW.old_valid AND edge NOT IN ({ends_old});
     -- term = 0 fences a mover that is between two batches; the row lock waits for one inside a batch.
-    IF OLD.has_move THEN
-        UPDATE shardmig.step SET term = 0,
-                status = CASE WHEN edge.forgets THEN 'PENDING' ELSE status END,
-                direction = CASE WHEN edge.forgets THEN NULL ELSE direction END,
-                bounded_at = CASE WHEN edge.forgets THEN NULL ELSE bounded_at END,
-                upto = CASE WHEN edge.forgets THEN NULL ELSE upto END,
-                cursor = CASE WHEN edge.forgets THEN NULL ELSE cursor END,
-                check_cursor = CASE WHEN edge.forgets THEN NULL ELSE check_cursor END,
-                checked_at = CASE WHEN edge.forgets THEN NULL ELSE checked_at END,
-                rows = CASE WHEN edge.forgets THEN 0 ELSE rows END,
-                batches = CASE WHEN edge.forgets THEN 0 ELSE batches END,
-                error = CASE WHEN edge.forgets THEN NULL ELSE error END,
+    IF edge IN ({forgetting}) THEN
+        UPDATE shardmig.step SET term = 0, status = 'PENDING', direction = NULL, bounded_at = NULL, upto = NULL,
+                cursor = NULL, check_cursor = NULL, checked_at = NULL, rows = 0, batches = 0, error = NULL,
                 waiting = NULL
+            WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
+    ELSIF OLD.has_move THEN
+        UPDATE shardmig.step SET term = 0, waiting = NULL
             WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
     END IF;
     INSERT INTO shardmig.log (shard, action, flag, revision, before, after, reason)
-        VALUES (OLD.shard, 'switch', OLD.flag, OLD.revision, names[OLD.state + 1], names[NEW.state + 1],
-            nullif(current_setting('shardmig.reason', true), ''));
+        VALUES (OLD.shard, 'switch', OLD.flag, OLD.revision, (ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'])[OLD.state + 1],
+            (ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'])[NEW.state + 1], nullif(current_setting('shardmig.reason', true), ''));
     PERFORM pg_notify('shardmig', OLD.shard);  -- a hint for dashboards; nothing relies on it
     RETURN NEW;
 END $$;
 
-CREATE TRIGGER on_flag_write BEFORE UPDATE OR DELETE ON shardmig.flag
+CREATE TRIGGER on_flag_write BEFORE UPDATE ON shardmig.flag
     FOR EACH ROW EXECUTE FUNCTION shardmig.on_flag_write();
+
+CREATE FUNCTION shardmig.refuse_flag() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        RAISE EXCEPTION 'flag % of shard % cannot be deleted: no row would mean OLD', OLD.flag, OLD.shard
+            USING ERRCODE = 'SM002';
+    END IF;
+    RAISE EXCEPTION 'flag % of shard % must begin as OLD', NEW.flag, NEW.shard USING ERRCODE = 'SM002';
+END $$;
+
+CREATE TRIGGER never_deleted BEFORE DELETE ON shardmig.flag
+    FOR EACH ROW EXECUTE FUNCTION shardmig.refuse_flag();
 
 -- A flag that begins as OLD changes nothing for anybody, for no row is OLD too: no new epoch, no function to compile.
 CREATE TRIGGER begins_as_old BEFORE INSERT ON shardmig.flag
     FOR EACH ROW WHEN (NEW.state <> 0 OR NEW.new_valid OR NOT NEW.old_valid)
-    EXECUTE FUNCTION shardmig.on_flag_write();
+    EXECUTE FUNCTION shardmig.refuse_flag();
 
 CREATE FUNCTION shardmig.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

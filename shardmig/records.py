@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg import errors as pg
 
 from shardmig.errors import LedgerOutdated, PreflightFailed, ShardError
-from shardmig.holder import IS_HELD
+from shardmig.holder import is_at_work
 from shardmig.ledger import newest, refuse_newer, version_of, wrong_shard
 from shardmig.session import Query
 from shardmig.states import State
@@ -174,9 +174,8 @@ class Records:
 
 _LACKING = (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedFunction, pg.InvalidSchemaName)
 
-_SHARD = f"""
-SELECT s.shard, s.schema_name, shardmig.ledger_version(), s.epoch, s.maintenance, s.reason, r.term, r.holder, r.since,
-    CASE WHEN r.holder IS NULL THEN false ELSE {IS_HELD} END
+_SHARD = """
+SELECT s.shard, s.schema_name, shardmig.ledger_version(), s.epoch, s.maintenance, s.reason, r.term, r.holder, r.since
 FROM shardmig.shard s JOIN shardmig.runner r USING (shard) WHERE s.shard = $1 OR s.schema_name = $2"""
 _FLAGS = """
 SELECT flag, revision, state, has_move, cross_table, needs, drained, new_valid, old_valid, epoch, changed_at
@@ -208,7 +207,7 @@ def records_queries(shard: Shard, *, known: Collection[str] = ()) -> list[Query]
 
 async def read_records(session: Session, *, known: Collection[str] = ()) -> Records | None:
     """
-    Read everything about a session's shard, in one round trip.
+    Read everything about a session's shard, in one round trip; one more says whether a runner named there lives.
 
     Args:
         session: on the shard.
@@ -233,7 +232,7 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
     row = _own_row(session, found.rows)
     if row is None:
         return None
-    version, epoch, maintenance, reason, term, holder, since, at_work = row
+    version, epoch, maintenance, reason, term, holder, since = row
     return Records(
         shard=name,
         version=version,
@@ -243,7 +242,7 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
         term=term,
         holder=holder,
         since=since,
-        at_work=at_work,
+        at_work=holder is not None and await is_at_work(session),
         flags=flags_of(flags),
         migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
         steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},

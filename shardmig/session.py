@@ -149,14 +149,15 @@ class Session:
             *([set_settings({"role": owner})] if owner else []),
         ]
 
-    async def flight(self, queries: Sequence[Query]) -> list[Result]:
+    async def flight(self, queries: Sequence[Query], *, repeats: bool = False) -> list[Result]:
         """
         Send statements together and return their results, in one round trip.
 
         Without BEGIN among them they still are one transaction, as PostgreSQL treats everything up to a Sync. A
-        failure leaves the rest unexecuted; `failed` then is the query that was refused.
+        failure leaves the rest unexecuted; `failed` then is the query that was refused. Where it `repeats` itself, the
+        server reads each text once.
         """
-        return await self._fly(queries)
+        return await self._fly(queries, repeats=repeats)
 
     async def ask(self, queries: Sequence[Query]) -> list[Result]:
         """Read in one flight, or in none: what was asked while connecting is answered until anything else is sent."""
@@ -369,7 +370,9 @@ class Session:
         limit_s = self.settings.statement_timeout_s
         return limit_s + self.settings.connect_timeout_s if self.purpose == "read" and limit_s else None
 
-    async def _fly(self, queries: Sequence[Query], *, named: bool = False, limited: bool = True) -> list[Result]:
+    async def _fly(
+        self, queries: Sequence[Query], *, named: bool = False, limited: bool = True, repeats: bool = False
+    ) -> list[Result]:
         """
         Send queries in one flight, and wait for the answers while the server works on them.
 
@@ -377,6 +380,7 @@ class Session:
             queries: what is sent.
             named: whether the results know the names of their columns.
             limited: whether the server ends a statement that takes too long.
+            repeats: whether texts come several times.
 
         Raises:
             ShardUnreachable: whoever only reads, or shakes hands, was not answered in time.
@@ -391,7 +395,7 @@ class Session:
         try:
             async with asyncio.timeout(self._limit_s) as limit:
                 pulse = self._pulse(limit, limited=limited)
-                await fly(self.connection, queries, done=done, named=named)
+                await fly(self.connection, queries, done=done, named=named, repeats=repeats)
         except TimeoutError:
             self.failed = queries[min(len(done), len(queries) - 1)]
             raise self._unanswered(pulse.lost if pulse else "") from None

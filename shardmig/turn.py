@@ -18,18 +18,19 @@ from psycopg import errors as pg
 
 from shardmig import planfile
 from shardmig.errors import Fenced, ShardError, SwitchedMeanwhile
+from shardmig.flight import refuse_nothing
 from shardmig.ledger import os_user, translated
 from shardmig.plan import step_sha256
 from shardmig.records import STEP_COLUMNS, StepRow
 from shardmig.session import Query
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Sequence
 
     from shardmig.plan import Plan
     from shardmig.session import Result, Session
 
-__all__ = ["Turn", "begin_migration", "finish_migration", "holder_name", "in_turn"]
+__all__ = ["Turn", "begin_anew", "begin_migration", "finish_migration", "holder_name", "in_turn"]
 
 _CLAIM = "SELECT shardmig.claim_step($1, $2, $3, $4)"
 _STEP = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 AND revision = $2 AND number = $3"
@@ -132,14 +133,16 @@ class Turn:
 
     def taking(self, *, ends: bool) -> Query:
         """
-        Take the turn in a flight that does more, when the term before it was just read; `hold` behind it decides.
+        Take the turn in a flight that does more, when the term before it was just read; refused if it is not that one.
 
         A turn that `ends` with its flight names no holder.
         """
-        return Query(
-            "UPDATE shardmig.runner SET term = $2, holder = $3, "
-            "since = CASE WHEN $3::text <> '' THEN clock_timestamp() END WHERE shard = $1 AND term = $2 - 1",
-            (self.shard, self.term, None if ends else holder_name()),
+        return refuse_nothing(
+            Query(
+                "UPDATE shardmig.runner SET term = $2, holder = $3, "
+                "since = CASE WHEN $3::text <> '' THEN clock_timestamp() END WHERE shard = $1 AND term = $2 - 1",
+                (self.shard, self.term, None if ends else holder_name()),
+            )
         )
 
     def hold(self) -> Query:
@@ -258,7 +261,7 @@ def _raise_term(session: Session) -> Query:
     )
 
 
-def begin_migration(shard: str, plan: Plan, *, position: int, text: str | None = None, term: int = 0) -> list[Query]:
+def begin_migration(shard: str, plan: Plan, *, position: int, text: str | None = None) -> list[Query]:
     """
     Enter a plan, its steps and its flag; everything is there already when it was begun before.
 
@@ -269,34 +272,50 @@ def begin_migration(shard: str, plan: Plan, *, position: int, text: str | None =
         plan: the plan.
         position: its place in the history, from 1.
         text: what is kept of it; the plan as a file by default.
-        term: who may record the steps without claiming them first; 0 is nobody.
     """
+    entered = _entered(shard, plan, position, text, term=0, done=())
+    return [Query(f"{query.sql} ON CONFLICT DO NOTHING", query.params) for query in entered]
+
+
+def begin_anew(turn: Turn, plan: Plan, *, position: int, done: Collection[int]) -> list[Query]:
+    """
+    Enter a plan that nobody has begun, its steps and its flag; refused if somebody has.
+
+    Args:
+        turn: who may record the steps without claiming them first.
+        plan: the plan.
+        position: its place in the history, from 1.
+        done: steps that are executed behind this, in the same transaction.
+    """
+    return _entered(turn.shard, plan, position, None, term=turn.term, done=done)
+
+
+def _entered(
+    shard: str, plan: Plan, position: int, text: str | None, *, term: int, done: Collection[int]
+) -> list[Query]:
     written, sha256, hashes = _written(plan)
+    numbers, kinds = range(1, len(plan.steps) + 1), [step.kind for step in plan.steps]
+    states = ["DONE" if number in done else "PENDING" for number in numbers]
     return [
         Query(
             "INSERT INTO shardmig.migration (shard, revision, position, flag, sha256, plan, started_by) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
             (shard, plan.revision, position, plan.flag, sha256, text or written, holder_name()),
         ),
-        Query(
-            "INSERT INTO shardmig.step (shard, revision, number, kind, sha256, term) "
-            "SELECT $1, $2, n, k, h, $6 FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h) "
-            "ON CONFLICT DO NOTHING",
-            (
-                shard,
-                plan.revision,
-                list(range(1, len(plan.steps) + 1)),
-                [step.kind for step in plan.steps],
-                hashes,
-                term,
-            ),
-        ),
+        Query(_ENTER_STEPS, (shard, plan.revision, list(numbers), kinds, hashes, states, term)),
         Query(
             "INSERT INTO shardmig.flag (shard, flag, revision, has_move, cross_table, touch_source, needs) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
             (shard, plan.flag, plan.revision, plan.has_move, plan.cross_table, plan.touch_source, list(plan.needs)),
         ),
     ]
+
+
+_ENTER_STEPS = """
+INSERT INTO shardmig.step (shard, revision, number, kind, sha256, status, term, attempts, started_at, finished_at)
+SELECT $1, $2, n, k, h, s, $7, (s = 'DONE')::int, CASE WHEN s = 'DONE' THEN clock_timestamp() END,
+    CASE WHEN s = 'DONE' THEN clock_timestamp() END
+FROM unnest($3::int[], $4::text[], $5::text[], $6::text[]) AS entered (n, k, h, s)"""
 
 
 @lru_cache(maxsize=1024)

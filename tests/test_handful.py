@@ -487,6 +487,30 @@ async def test_nobody_switches_the_flag_between_looks_and_record(shard: Shard, c
         await here.session.roll_back()
 
 
+@pytest.mark.parametrize("there", [State.OLD, State.LIVE])
+async def test_a_flag_that_is_elsewhere_refuses_all_that_goes_with_its_flip(
+    shard: Shard, connect: Connect, there: State
+) -> None:
+    """Not even the record that it was switched is kept."""
+    psql = connect(shard)
+    tables = (
+        "CREATE TABLE t (id bigint PRIMARY KEY, a text)",
+        "CREATE TABLE u (t_id bigint PRIMARY KEY, a text, n int)",
+    )
+    async with moving(shard, second_table(), *tables) as here:
+        psql.execute("SET session_replication_role = replica")
+        psql.execute("UPDATE shardmig.flag SET state = %s", (int(there),))
+        waiting = handful.flip(here.turn, here.plan, State.DUAL, State.LIVE)
+        moved = handful.moved(here.turn, here.plan, rows_max=200).queries
+        for queries in (waiting, moved):
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await here.session.transact(queries)
+
+            assert [(int(there), "PENDING")] == psql.execute(
+                "SELECT DISTINCT state, status FROM shardmig.flag, shardmig.step"
+            ).fetchall()
+
+
 async def test_all_statements_on_locked_rows_share_the_time_that_one_would_have(shard: Shard) -> None:
     """The server's limit is for each statement, and rows stay locked from the first to the last."""
     moves = [second_table(), same_table()]  # two forwards, two checks, one look for orphans

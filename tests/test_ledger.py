@@ -18,7 +18,7 @@ from shardmig.plan import Plan, Switch
 from shardmig.records import read_records
 from shardmig.session import open_session
 from shardmig.states import EDGES, Edge, Guard, State
-from shardmig.turn import Turn, begin_migration
+from shardmig.turn import Turn, begin_anew, begin_migration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -378,3 +378,14 @@ async def test_a_flip_is_for_the_flag_as_it_was_read(shard: Shard, connect: Conn
 
         with pytest.raises(SwitchRefused, match="meanwhile"):
             await switching.flip(here.turn, stale, State.DUAL)
+
+
+async def test_a_plan_that_somebody_has_begun_is_not_begun_anew(shard: Shard, connect: Connect) -> None:
+    """Its statements would be executed again, and nobody would record it."""
+    await begun(shard, has_move=True)
+    async with open_session(shard, SessionSettings(), pg_versions=VERSIONS) as session:
+        turn = await Turn.take(session)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            await session.transact(begin_anew(turn, plan_of(same_table()), position=1, done=[1]))
+
+    assert [("PENDING",)] == connect(shard).execute("SELECT DISTINCT status FROM shardmig.step").fetchall()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleets import fleet_of, plan
+from psycopg import errors as pg
 from servers import await_caught_up, standby_of
 
 from shardmig import local
@@ -141,6 +142,40 @@ async def test_a_flag_that_people_switched_after_the_last_row_was_compared_keeps
     (await fleet.apply(aware="1")).raise_for_failures()
     assert [(2, True)] == psql.execute(FLAG).fetchall()
     assert {"DONE"} == statuses(psql)
+
+
+CHECKED = "UPDATE shardmig.step SET direction = 'forward', checked_at = now() WHERE kind = 'move'"
+
+
+@pytest.mark.parametrize(
+    ("before", "earned", "refusal"),
+    [
+        ("SELECT", "drained = true, new_valid = true", "not all rows of 0001_up were moved and compared"),
+        (CHECKED.replace("forward", "back"), "drained = true, new_valid = true", "not all rows of 0001_up were moved"),
+        (CHECKED, "new_valid = true", "new becomes valid only in DUAL, after the drain"),
+        (CHECKED, "new_valid = true, drained = NULL", "new becomes valid only in DUAL, after the drain"),
+        (CHECKED, "old_valid = true, drained = true", "cannot go from DUAL to LIVE yet: new was not moved and checked"),
+        (CHECKED, "new_valid = NULL, drained = true", "cannot go from DUAL to LIVE"),
+        (CHECKED, "drained = true, new_valid = true", None),
+    ],
+)
+async def test_what_a_flip_earns_on_its_way_is_judged_as_if_it_came_before(
+    shard: Shard, connect: Connect, before: str, earned: str, refusal: str | None
+) -> None:
+    psql = connect(shard)
+    psql.execute(CUSTOMERS)
+    (await fleet_of([shard], TWO_MOVES).apply(until=Until.DUAL, aware="1")).raise_for_failures()
+    psql.execute("UPDATE shardmig.flag SET drained = false")
+    psql.execute(before)
+    live = f"UPDATE shardmig.flag SET state = 2, {earned}"
+
+    if refusal is None:
+        psql.execute(live)
+    else:
+        with pytest.raises(pg.Error, match=refusal):
+            psql.execute(live)
+
+    assert [(1, False) if refusal else (2, True)] == psql.execute(FLAG).fetchall()
 
 
 def statuses(psql: psycopg.Connection[Any]) -> set[str]:

@@ -13,10 +13,11 @@ from model.fences import Fences, Standby
 from model.rows import Rows
 
 from shardmig import switching
-from shardmig.states import EDGES, Guard, State
+from shardmig.ledger import lawful
+from shardmig.states import EDGES, Edge, Guard, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import psycopg
     import pytest
@@ -30,7 +31,6 @@ _WAITS = {
     (State.DUAL, State.OLD): "W4",
     (State.LIVE, State.DUAL): "W6",
 }
-_EDGES = re.compile(r"\(VALUES .*?\) AS e \(source", re.DOTALL)  # in the ledger's trigger
 
 
 def rows_of(model: Model) -> Rows:
@@ -57,15 +57,19 @@ def weaken_ledger(psql: psycopg.Connection[Any], model: Model) -> None:
             "CREATE OR REPLACE FUNCTION shardmig.draw_epoch() RETURNS bigint LANGUAGE sql VOLATILE "
             "AS 'SELECT max(epoch) + 1 FROM shardmig.shard'"
         )
+        drawn = "uuid_hash_extended(gen_random_uuid(), 0)"
+        _rewrite(psql, "on_flag_write", lambda sql: _replaced(sql, drawn, "shardmig.draw_epoch()"))
     if not isinstance(model, Rows):
         return
     if model.skips or model.without - {"W1", "W5"}:
-        edges = f"(VALUES {', '.join(_edges(model))}) AS e (source"
-        _rewrite(psql, "on_flag_write", lambda sql: _found(_EDGES.subn(edges, sql)))
+        before, after = lawful(EDGES), lawful(_edges(model))
+        for name, written in (("guards", "CASE edge {} END"), ("forgetting", "edge IN ({})")):
+            old, new = written.format(before[name]), written.format(after[name] or "NULL")
+            _rewrite(psql, "on_flag_write", lambda sql: _replaced(sql, old, new))  # noqa: B023 - called at once
     if "W1" in model.without:
-        _rewrite(psql, "on_flag_write", lambda sql: _replaced(sql, "OLD.state = 1 AND OLD.drained", "OLD.state = 1"))
+        _rewrite(psql, "on_flag_write", lambda sql: _replaced(sql, "OLD.state = 1 AND NEW.drained", "OLD.state = 1"))
     if "W5" in model.without:
-        _rewrite(psql, "on_flag_write", lambda sql: _replaced(sql, "OLD.state = 2 AND OLD.drained", "OLD.state = 2"))
+        _rewrite(psql, "on_flag_write", lambda sql: _replaced(sql, "OLD.state = 2 AND NEW.drained", "OLD.state = 2"))
     if model.without & {"W1", "W5"}:
         _rewrite(psql, "begin_move", lambda sql: _replaced(sql, "AND f.drained", ""))
     if not model.fenced:
@@ -73,20 +77,13 @@ def weaken_ledger(psql: psycopg.Connection[Any], model: Model) -> None:
         _rewrite(psql, "record_batch", lambda sql: _replaced(sql, condition, ""))
 
 
-def _edges(model: Rows) -> Iterator[str]:
+def _edges(model: Rows) -> list[Edge]:
+    edges = [Edge(*skip, Guard.NONE, has_move=True, invalidates=None, forgets=False, when="") for skip in model.skips]
     for edge in EDGES:
         wait = _WAITS.get((edge.source, edge.target)) if edge.has_move else None
-        guard = "" if wait in model.without and edge.guard is not Guard.NONE else edge.guard.value
-        invalidates = f"'{edge.invalidates}'" if edge.invalidates else "NULL"
         forgets = edge.forgets and "W7" not in model.without
-        yield _edge(edge.source, edge.target, guard, edge.has_move, invalidates, forgets)
-    for source, target in model.skips:
-        yield _edge(source, target, "", True, "NULL", False)  # noqa: FBT003 - columns of a row
-
-
-def _edge(*row: Any) -> str:
-    source, target, guard, has_move, invalidates, forgets = row
-    return f"({source:d}, {target:d}, '{guard}', {has_move}, {invalidates}, {forgets}, '')"
+        edges.append(edge._replace(guard=Guard.NONE if wait in model.without else edge.guard, forgets=forgets))
+    return edges
 
 
 def _rewrite(psql: psycopg.Connection[Any], function: str, change: Callable[[str], str]) -> None:
