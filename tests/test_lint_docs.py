@@ -53,4 +53,4 @@ def test_the_hooks_and_the_action_are_what_their_programs_read() -> None:
     assert {"shardmig-lint", "shardmig-check"} == {hook["id"] for hook in recommended} & {hook["id"] for hook in hooks}
     assert not any("files" in hook for hook in hooks)  # migrations lie where Alembic has put them
     assert action["runs"]["using"] == "composite"
-    assert {"diff", "app", "directory", "version"} == set(action["inputs"])
+    assert {"diff", "app", "check", "requirements", "directory", "version"} == set(action["inputs"])

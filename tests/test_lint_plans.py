@@ -230,12 +230,21 @@ def test_a_flag_or_revision_stands_once_and_needs_names_one_that_is_there() -> N
         "ALTER TABLE public.customer ADD COLUMN nick text",
         "CREATE TYPE mood AS ENUM ('sad')",
         "ALTER TABLE tag ADD COLUMN id bigint",
+        "CREATE INDEX CONCURRENTLY by_label ON public.orders (id)",
+        "CREATE SEQUENCE by_label",
+        "CREATE SEQUENCE tag_number",
+        "CREATE SEQUENCE tag_serial_seq",
+        "CREATE TABLE uq_label (id int)",
+        "CREATE TABLE other (id int, CONSTRAINT uq_label UNIQUE (id))",
+        "CREATE TABLE other (id int CONSTRAINT by_label PRIMARY KEY)",
     ],
 )
 def test_nothing_is_added_twice_by_two_plans_or_by_one(sql: str) -> None:
     """People may have dropped the first on every shard: then it may be allowed."""
     adding = (
-        statement("CREATE TABLE tag (id int PRIMARY KEY)"),
+        statement("CREATE TABLE tag (id int PRIMARY KEY, serial serial, label text CONSTRAINT uq_label UNIQUE)"),
+        statement("CREATE INDEX by_label ON tag (label)"),
+        statement("CREATE SEQUENCE tag_number"),
         statement("ALTER TABLE customer ADD COLUMN nick text"),
         statement("CREATE TYPE mood AS ENUM ('ok')"),
     )
@@ -245,6 +254,25 @@ def test_nothing_is_added_twice_by_two_plans_or_by_one(sql: str) -> None:
     assert "SM221" not in codes(second)
     assert "SM221" in codes(second, first)
     assert "SM221" in codes(plan(*adding, statement(sql)))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE INDEX CONCURRENTLY by_label ON shop.orders (id)",
+        "CREATE INDEX CONCURRENTLY ON orders (id)",
+        "CREATE TABLE other (id int PRIMARY KEY, label text UNIQUE)",
+        "CREATE TABLE shop.tag (serial serial)",
+    ],
+)
+def test_what_lies_in_another_schema_or_gets_its_name_of_the_server_is_not_there_twice(sql: str) -> None:
+    first = plan(
+        statement("CREATE TABLE tag (id int PRIMARY KEY, serial serial, label text UNIQUE)"),
+        statement("CREATE INDEX by_label ON tag (label)"),
+        revision="0001_tag",
+    )
+
+    assert "SM221" not in codes(plan(statement(sql), revision="0002_other"), first)
 
 
 def test_a_name_that_another_table_has_and_an_index_on_long_text_are_warned_of() -> None:

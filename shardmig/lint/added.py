@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Added", "added", "added_by", "locked"]
 
+_INDEXED = ("CONSTR_PRIMARY", "CONSTR_UNIQUE", "CONSTR_EXCLUSION")
+
 
 @dataclass(slots=True)
 class Added:
@@ -30,6 +32,7 @@ class Added:
         columns: existing tables → new columns → type.
         types: enum types.
         sequences: sequences, those of serial and identity columns included.
+        relations: what is named by hand among tables, indexes and sequences, which share one space of names.
         cascading: new tables that lose rows when an existing table does.
         partitioned: new tables that are partitioned.
         referred: new tables that foreign keys point to.
@@ -40,6 +43,7 @@ class Added:
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
     types: set[str] = field(default_factory=set)
     sequences: set[str] = field(default_factory=set)
+    relations: set[str] = field(default_factory=set)
     cascading: set[str] = field(default_factory=set)
     partitioned: set[str] = field(default_factory=set)
     referred: set[str] = field(default_factory=set)
@@ -56,6 +60,7 @@ class Added:
                 mine.setdefault(table, {}).update(columns)
         self.types |= other.types
         self.sequences |= other.sequences
+        self.relations |= other.relations
         self.cascading |= other.cascading
         self.partitioned |= other.partitioned
         self.referred |= other.referred
@@ -101,7 +106,11 @@ def added_by(sql: str, home: str, before: Added) -> Added:
             case "CreateEnumStmt":
                 found.types.add(_dotted(statement.get("type_name", []), home))
             case "CreateSeqStmt":
-                found.sequences.add(_relation(statement.get("sequence"), home))
+                name = _relation(statement.get("sequence"), home)
+                found.sequences.add(name)
+                found.relations.add(name)
+            case "IndexStmt" if statement.get("idxname"):
+                found.relations.add(_beside(statement.get("relation"), statement.get("idxname"), home))
     return found
 
 
@@ -148,6 +157,11 @@ def _relation(node: Node, home: str) -> str:
     return relation_name(node.get("schemaname", ""), node.get("relname", ""), home=home)
 
 
+def _beside(table: Node, name: str, home: str) -> str:
+    """Name what lies in the schema of its table: indexes, those of constraints too."""
+    return relation_name(table.get("schemaname", ""), name, home=home)
+
+
 def _dotted(names: list[str], home: str) -> str:
     return relation_name(names[-2] if len(names) > 1 else "", names[-1], home=home)
 
@@ -168,6 +182,7 @@ def _commented(statement: Node, home: str, new: Mapping[str, object]) -> tuple[s
 def _table(found: Added, statement: Node, home: str, before: Added) -> None:
     name = _relation(statement.get("relation"), home)
     columns = found.tables.setdefault(name, {})
+    found.relations.add(name)
     if "partspec" in statement.fields:
         found.partitioned.add(name)
     for element in statement.get("table_elts", []):
@@ -180,6 +195,8 @@ def _table(found: Added, statement: Node, home: str, before: Added) -> None:
             found.cascading.add(name)
     elements = [*statement.get("table_elts", []), *statement.get("constraints", [])]
     _foreign_keys(found, name, elements, home, before)
+    for element in elements:
+        _constraint_indexes(found, statement.get("relation"), element, home)
 
 
 def _foreign_keys(found: Added, name: str, elements: list[Node], home: str, before: Added) -> None:
@@ -215,6 +232,13 @@ def _foreign_keys(found: Added, name: str, elements: list[Node], home: str, befo
             found.emptied.setdefault(name, {})[column] = sets
 
 
+def _constraint_indexes(found: Added, table: Node, element: Node, home: str) -> None:
+    """Read off the indexes that constraints with a name make; without one, the server finds a name that is free."""
+    for constraint, _ in _constraints(element):
+        if constraint.get("contype") in _INDEXED and constraint.get("conname"):
+            found.relations.add(_beside(table, constraint.get("conname"), home))
+
+
 def _constraints(element: Node) -> list[tuple[Node, list[str]]]:
     """Return the constraints of an element of a table, each with its columns."""
     if element.kind == "ColumnDef":
@@ -226,6 +250,8 @@ def _columns(found: Added, statement: Node, home: str, before: Added) -> None:
     name = _relation(statement.get("relation"), home)
     columns = (found.tables if name in before.tables else found.columns).setdefault(name, {})
     for command in statement.get("cmds", []):
+        if command.get("subtype") in ("AT_AddColumn", "AT_AddConstraint"):
+            _constraint_indexes(found, statement.get("relation"), command.get("def"), home)
         if command.get("subtype") == "AT_AddColumn":
             _column(found, command.get("def"), name, columns)
             if name in before.tables:

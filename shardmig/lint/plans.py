@@ -162,13 +162,14 @@ class History:
         ]
 
     def _added_twice(self, sql: str, so_far: Added) -> Iterator[Violation]:
-        """Refuse tables, columns and types that the history has: every shard would, the canary first."""
+        """Refuse what the history has: every shard would, the canary first."""
         new, held = added_by(sql, self.home, so_far), dict[str, set[str]]()
         for table, columns in self._tables(so_far):
             held.setdefault(table, set()).update(columns)
         made = set(new.tables) if any(statement.kind == "CreateStmt" for statement in _parsed(sql)) else set()
         there = {*self.total.tables, *so_far.tables, *self.total.types, *so_far.types}
-        twice = sorted((made | new.types) & there)
+        named = self.total.relations | so_far.relations | self.total.sequences | so_far.sequences
+        twice = sorted((made | new.types) & there | new.relations & named)
         for table, columns in (*new.tables.items(), *new.columns.items()):
             if table not in made:
                 twice += [f"{table}.{column}" for column in columns if column in held.get(table, ())]

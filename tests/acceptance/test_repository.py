@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 if TYPE_CHECKING:
     from conftest import Project
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_check_refuses_a_script_that_describes_nothing_as_apply_will(repository: Project) -> None:
@@ -124,3 +131,30 @@ def test_lint_app_judges_flags_and_shows_the_cure(repository: Project) -> None:
 
     assert "app.py:3:22 SA011" in found.out
     assert 'write:    Flag("order_address")' in found.out
+
+
+@pytest.mark.parametrize("check", ["true", "false"])
+def test_the_action_tells_all_that_it_finds_before_it_fails(repository: Project, tmp_path: Path, check: str) -> None:
+    """A plan file is missing, and the application has a slip: lint alone finds neither."""
+    (repository.migrations / "0003_order_address.sql").unlink()
+    (repository.root / "shop").mkdir()
+    (repository.root / "shop" / "flags.py").write_text('from shardmig import Flag\n\nSPLIT_NAME = Flag("splt_name")\n')
+    program = tmp_path / "shardmig" / "bin" / "shardmig"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m shardmig "$@"\n')
+    program.chmod(0o755)
+    script = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"][-1]["run"]
+
+    def run(app: str) -> subprocess.CompletedProcess[str]:
+        inputs = {"RUNNER_TEMP": str(tmp_path), "DIFF": "", "APP": app, "CHECK": check}
+        bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+        return subprocess.run(
+            bash, cwd=repository.root, env=os.environ | inputs, capture_output=True, text=True, check=False
+        )
+
+    both, alone = run("shop"), run("")
+
+    assert (1, int(check == "true")) == (both.returncode, alone.returncode)
+    assert "::error file=shop/flags.py,line=3" in both.stdout
+    for ended in (both, alone):
+        assert ("0003_order_address.py has no plan file" in ended.stdout) == (check == "true")

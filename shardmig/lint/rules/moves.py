@@ -218,7 +218,7 @@ class FlagTwice(Rule):
 
 class AddedTwice(Rule):
     """
-    Refuses a table, column or type that an earlier plan, or an earlier step, adds already.
+    Refuses a table, column, type, index or sequence that an earlier plan, or an earlier step, adds already.
 
     Why: the server refuses the second one, on the canary, after everything was reviewed.
     Example: `op.create_table("customer_tag", …)` in two scripts, of which `--autogenerate` wrote the second before the
