@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from shardmig.config import Config, Shard
 from shardmig.fleet import Fleet
 from shardmig.lint import History
@@ -17,38 +19,32 @@ if TYPE_CHECKING:
 
     from shardmig.local import Server
 
-__all__ = ["NOTE", "SHOP", "UPPER", "accepted", "fleet_of", "many", "plan"]
+__all__ = ["NOTE", "SHOP", "UPPER", "accepted", "fleet_of", "many", "plan", "run", "upper"]
 
 
 def plan(revision: str, *steps: Statement | Move | Switch, parent: str | None = None, **more: Any) -> Plan:
-    """Make a plan whose flag is its revision without the number."""
-    return Plan(
-        revision=revision,
-        parent=parent,
-        flag=revision.partition("_")[2],
-        script_sha256="0" * 64,
-        steps=steps,
-        **more,
+    """Make a plan; its flag is its revision without the number unless another one is given."""
+    named = {"flag": revision.partition("_")[2], **more}
+    return Plan(revision=revision, parent=parent, script_sha256="0" * 64, steps=steps, **named)
+
+
+def upper(forward: str) -> Plan:
+    """Make the plan of `UPPER` with another way to move name into upper_name."""
+    move = Move(
+        table="customer",
+        key=("id",),
+        writes=("upper_name",),
+        forward=forward,
+        check="SELECT id FROM customer WHERE {batch} AND upper_name IS DISTINCT FROM upper(name)",
     )
+    column = Statement(sql="ALTER TABLE customer ADD COLUMN upper_name text")
+    return plan("0002_upper", column, Switch(to=State.DUAL), move, Switch(to=State.LIVE), parent="0001_shop")
 
 
 SHOP = plan(
     "0001_shop", Statement(sql="CREATE TABLE customer (id bigint PRIMARY KEY, name text)"), Switch(to=State.LIVE)
 )
-UPPER = plan(
-    "0002_upper",
-    Statement(sql="ALTER TABLE customer ADD COLUMN upper_name text"),
-    Switch(to=State.DUAL),
-    Move(
-        table="customer",
-        key=("id",),
-        writes=("upper_name",),
-        forward="UPDATE customer SET upper_name = upper(name) WHERE {batch}",
-        check="SELECT id FROM customer WHERE {batch} AND upper_name IS DISTINCT FROM upper(name)",
-    ),
-    Switch(to=State.LIVE),
-    parent="0001_shop",
-)
+UPPER = upper("UPDATE customer SET upper_name = upper(name) WHERE {batch}")
 NOTE = plan(
     "0003_note",
     Statement(sql="ALTER TABLE customer ADD COLUMN note text"),
@@ -69,6 +65,13 @@ def fleet_of(shards: Sequence[Shard], *plans: Plan, **sections: Any) -> Fleet:
     """Make a fleet: `fleet_of(shards, SHOP, UPPER, rollout={"waves": "all"})`."""
     config = Config.model_validate({"shards": {shard.name: shard for shard in shards}, **sections})
     return Fleet(config, accepted(*plans), list(shards), jobs=config.rollout.jobs)
+
+
+def run(shard: Shard, sql: str) -> list[tuple[Any, ...]]:
+    """Run one text on a shard, as its superuser; the rows of the last statement that has some."""
+    with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager

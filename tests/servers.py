@@ -29,6 +29,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from shardmig import local
 from shardmig.binaries import SYSTEM_PLACES, Binaries, binaries_in
@@ -36,7 +37,19 @@ from shardmig.binaries import SYSTEM_PLACES, Binaries, binaries_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["COMMIT", "Cut", "FaultProxy", "PgBouncer", "await_caught_up", "other_majors", "standby_of"]
+    from shardmig.config import Shard
+
+__all__ = [
+    "COMMIT",
+    "Cut",
+    "FaultProxy",
+    "PgBouncer",
+    "await_caught_up",
+    "database_of",
+    "other_majors",
+    "proxied",
+    "standby_of",
+]
 
 COMMIT = r"\s*(COMMIT|END)\b(?!\s+PREPARED)"
 MAJORS = (14, 15, 16, 17, 18)
@@ -122,6 +135,10 @@ class FaultProxy:
         """Return a URL through the proxy; no password is asked for, as the proxy uses the server's socket."""
         login = f"{quote(role, safe='')}@127.0.0.1:{self.port}"
         return f"postgresql://{login}/{quote(database, safe='')}?sslmode=disable&gssencmode=disable"
+
+    def way_to(self, shard: Shard) -> Shard:
+        """Return a shard of the server, reached through the proxy as its superuser."""
+        return type(shard).model_validate({**shard.model_dump(), "url": self.url(database_of(shard))})
 
     # What can go wrong: each holds until changed, except cuts, which strike once.
 
@@ -371,6 +388,19 @@ def _abort(writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+@contextmanager
+def proxied(server: local.Server, shard: Shard, *, delay_s: float = 0.0) -> Iterator[tuple[FaultProxy, Shard]]:
+    """Put a proxy before a shard of a server; yields both, the shard as it is reached through the proxy."""
+    with FaultProxy(server) as proxy:
+        proxy.delay(delay_s)
+        yield proxy, proxy.way_to(shard)
+
+
+def database_of(shard: Shard) -> str:
+    """Return the name of a shard's database."""
+    return str(conninfo_to_dict(shard.url.get_secret_value())["dbname"])
 
 
 # --------------------------------------------------------------------------------------------------------------------

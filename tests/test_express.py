@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from fleets import SHOP, UPPER, fleet_of, many, plan
-from servers import FaultProxy
+from fleets import SHOP, UPPER, fleet_of, many, plan, run
+from servers import proxied
 
 from shardmig.config import Config, Lint, Shard
 from shardmig.events import StepDone, StepStarted, Waiting
@@ -60,19 +60,6 @@ def two(servers: list[Server]) -> Iterator[list[Shard]]:
 
 async def _apply(shards: list[Shard], *plans: Plan) -> None:
     assert (await fleet_of(shards, *plans).apply()).done
-
-
-@contextmanager
-def proxied(server: Server, shard: Shard, *, delay_s: float = 0.0) -> Iterator[tuple[FaultProxy, Shard]]:
-    with FaultProxy(server) as proxy:
-        proxy.delay(delay_s)
-        yield proxy, Shard.model_validate({"name": shard.name, "url": proxy.url(shard.name)})
-
-
-def run(shard: Shard, sql: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
-        cursor = connection.execute(sql)
-        return cursor.fetchall() if cursor.description else []
 
 
 def columns(shard: Shard, table: str = "customer") -> set[str]:

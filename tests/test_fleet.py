@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from fleets import NOTE, SHOP, UPPER, fleet_of, many, plan
+from fleets import NOTE, SHOP, UPPER, fleet_of, many, plan, run
 from servers import FaultProxy
 
-from shardmig.config import Shard
 from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Statement, Switch
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from shardmig.config import Shard
     from shardmig.events import Event
     from shardmig.fleet import Fleet
     from shardmig.local import Server
@@ -32,16 +32,10 @@ DONE, PENDING, FAILED, PARKED = Outcome.DONE, Outcome.PENDING, Outcome.FAILED, O
 
 
 @pytest.fixture
-def six(servers: list[Server], request: pytest.FixtureRequest) -> Iterator[list[Shard]]:
+def six(servers: list[Server]) -> Iterator[list[Shard]]:
     """Return six empty shards on four servers; the first one is the canary of every walk."""
-    with many(servers, 6, f"fleet{abs(hash(request.node.name)) % 10_000}_") as shards:
+    with many(servers, 6, "fleet") as shards:
         yield shards
-
-
-def run(shard: Shard, sql: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
-        cursor = connection.execute(sql)
-        return cursor.fetchall() if cursor.description else []
 
 
 def flags(shard: Shard) -> dict[str, int]:
@@ -477,8 +471,7 @@ async def test_a_shard_that_hangs_keeps_nobody_elses_answer(six: list[Shard], se
     good, other = six[:2]
     await fleet_of([good, other], SHOP).apply()
     with FaultProxy(servers[1]) as proxy:
-        database = psycopg.conninfo.conninfo_to_dict(other.url.get_secret_value())["dbname"]
-        hung = Shard.model_validate({"name": other.name, "url": proxy.url(str(database))})
+        hung = proxy.way_to(other)
         proxy.cut_after("SELECT", how="silence")
         async with asyncio.timeout(20):
             found = await fleet_of([good, hung], SHOP, session={"connect_timeout_s": 1}).status()
@@ -493,8 +486,7 @@ async def test_a_server_that_hangs_in_the_middle_of_a_run_keeps_no_other_shard(
     """Nothing is broken as TCP sees it, and the server's own limits do not hold: it answers nobody any more."""
     canary, good, other = six[:3]
     with FaultProxy(servers[2]) as proxy:
-        database = psycopg.conninfo.conninfo_to_dict(other.url.get_secret_value())["dbname"]
-        hung = Shard.model_validate({"name": other.name, "url": proxy.url(str(database))})
+        hung = proxy.way_to(other)
         silent = proxy.cut_before("CREATE TABLE customer", how="silence")
         fleet = fleet_of([canary, good, hung], SHOP, session={"connect_timeout_s": 1}, rollout={"waves": "all"})
         async with asyncio.timeout(30):

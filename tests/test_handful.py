@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from fleets import SHOP, fleet_of, many, plan
+from fleets import SHOP, fleet_of, many, plan, run
 from moving import moving, plan_of, same_table, second_table
-from servers import FaultProxy
+from servers import proxied
 
 from shardmig import express, handful, quiet, switching
-from shardmig.config import Shard
 from shardmig.events import BatchDone, Draining, FlagSwitched, StepDone, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Plan, Statement, Switch
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from conftest import Connect
 
+    from shardmig.config import Shard
     from shardmig.events import Event
     from shardmig.fleet import Fleet
     from shardmig.local import Server
@@ -109,12 +109,6 @@ def two(servers: list[Server]) -> Iterator[list[Shard]]:
         yield shards
 
 
-def run(shard: Shard, sql: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
-        cursor = connection.execute(sql.encode())
-        return cursor.fetchall() if cursor.description else []
-
-
 def heard(fleet: Fleet, shard: Shard, act: Callable[[Event], None] = lambda _: None) -> list[Event]:
     """Let something happen at each event of a shard, and return all of them."""
     events: list[Event] = []
@@ -132,13 +126,6 @@ def before_the_flight(act: Callable[[], object]) -> Callable[[Event], None]:
     """Act once, after all was found quiet and before the flight leaves."""
     done: list[object] = []
     return lambda event: done.append(act()) if isinstance(event, StepStarted) and not done else None
-
-
-@contextmanager
-def proxied(server: Server, shard: Shard, *, delay_s: float = 0.0) -> Iterator[tuple[FaultProxy, Shard]]:
-    with FaultProxy(server) as proxy:
-        proxy.delay(delay_s)
-        yield proxy, Shard.model_validate({"name": shard.name, "url": proxy.url(shard.name)})
 
 
 def went(events: list[Event]) -> list[str]:

@@ -96,11 +96,9 @@ def writers(shard: Shard, count: int = 10) -> Iterator[list[int]]:
 
 
 async def test_everything_under_the_lock_happens_in_one_round_trip(shop: Shard, servers: list[Server]) -> None:
-    database = psycopg.conninfo.conninfo_to_dict(shop.url.get_secret_value())["dbname"]
     with FaultProxy(servers[0]) as proxy:
         proxy.delay(0.02)
-        through = Shard.model_validate({"name": "eu1", "url": proxy.url(str(database))})
-        async with at(through, owner="shop_owner") as session:
+        async with at(proxy.way_to(shop), owner="shop_owner") as session:
             before = proxy.round_trips
             results = await under_lock(session, "customer", [Query("SELECT 1"), ADD, Query("SELECT $1::int", (2,))])
 
@@ -109,9 +107,8 @@ async def test_everything_under_the_lock_happens_in_one_round_trip(shop: Shard, 
 
 
 async def test_a_lost_answer_is_in_doubt_and_not_repeated(shop: Shard, servers: list[Server]) -> None:
-    database = psycopg.conninfo.conninfo_to_dict(shop.url.get_secret_value())["dbname"]
     with FaultProxy(servers[0]) as proxy:
-        async with at(Shard.model_validate({"name": "eu1", "url": proxy.url(str(database))})) as session:
+        async with at(proxy.way_to(shop)) as session:
             proxy.cut_after("COMMIT$")
             with pytest.raises(InDoubt):
                 await under_lock(session, "customer", [ADD])

@@ -394,7 +394,7 @@ async def test_a_commit_whose_answer_is_lost_is_decided_by_the_step_row(
     shard: Shard, servers: list[local.Server], connect: Connect, *, when: str
 ) -> None:
     with FaultProxy(servers[0]) as proxy:
-        through = Shard.model_validate({**shard.model_dump(), "url": proxy.url(connect(shard).info.dbname)})
+        through = proxy.way_to(shard)
         async with moving(through, same_table(), T, customers(1000)) as here:
             cuts: list[Cut] = []
 

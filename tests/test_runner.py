@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from pydantic import SecretStr
+from fleets import accepted, plan
 from servers import FaultProxy
 
 from shardmig.config import Config
@@ -19,7 +19,7 @@ from shardmig.fleet import Fleet
 from shardmig.ledger import os_user
 from shardmig.lint import History
 from shardmig.outcomes import Outcome
-from shardmig.plan import AcceptedPlan, Move, Plan, Statement, Switch, step_sha256
+from shardmig.plan import Move, Plan, Statement, Switch, step_sha256
 from shardmig.planfile import dumps
 from shardmig.records import FlagRow, MigrationRow, Records, StepRow
 from shardmig.states import State
@@ -35,65 +35,40 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
-SHOP = Plan(
-    revision="0001_shop",
-    parent=None,
-    flag="shop",
-    script_sha256="0" * 64,
-    steps=(
-        Statement(sql="CREATE TABLE customer (id bigint PRIMARY KEY, name text, note text)"),
-        Switch(to=State.LIVE),
-    ),
+SHOP = plan(
+    "0001_shop",
+    Statement(sql="CREATE TABLE customer (id bigint PRIMARY KEY, name text, note text)"),
+    Switch(to=State.LIVE),
 )
-SPLIT = Plan(
-    revision="0002_split",
+SPLIT = plan(
+    "0002_split",
+    Statement(sql="ALTER TABLE customer ADD COLUMN upper_name text"),
+    Switch(to=State.DUAL),
+    Move(
+        table="customer",
+        key=("id",),
+        writes=("upper_name",),
+        forward="UPDATE customer SET upper_name = upper(name) WHERE {batch}",
+        check="SELECT id FROM customer WHERE {batch} AND upper_name IS DISTINCT FROM upper(name)",
+    ),
+    Switch(to=State.LIVE),
     parent="0001_shop",
-    flag="split",
-    script_sha256="0" * 64,
-    steps=(
-        Statement(sql="ALTER TABLE customer ADD COLUMN upper_name text"),
-        Switch(to=State.DUAL),
-        Move(
-            table="customer",
-            key=("id",),
-            writes=("upper_name",),
-            forward="UPDATE customer SET upper_name = upper(name) WHERE {batch}",
-            check="SELECT id FROM customer WHERE {batch} AND upper_name IS DISTINCT FROM upper(name)",
-        ),
-        Switch(to=State.LIVE),
-    ),
 )
-INDEX = Plan(
-    revision="0003_index",
+INDEX = plan(
+    "0003_index",
+    Statement(sql="CREATE INDEX CONCURRENTLY customer_name ON customer (name)", transactional=False),
+    Switch(to=State.LIVE),
     parent="0002_split",
     flag="by_name",
-    script_sha256="0" * 64,
-    steps=(
-        Statement(sql="CREATE INDEX CONCURRENTLY customer_name ON customer (name)", transactional=False),
-        Switch(to=State.LIVE),
-    ),
 )
-ORDERS = Plan(
-    revision="0004_orders",
+ORDERS = plan(
+    "0004_orders",
+    Statement(
+        sql="CREATE TABLE orders (id bigint PRIMARY KEY, customer_id bigint REFERENCES customer (id) ON DELETE CASCADE)"
+    ),
+    Switch(to=State.LIVE),
     parent="0003_index",
-    flag="orders",
-    script_sha256="0" * 64,
-    steps=(
-        Statement(
-            sql="CREATE TABLE orders (id bigint PRIMARY KEY,"
-            " customer_id bigint REFERENCES customer (id) ON DELETE CASCADE)"
-        ),
-        Switch(to=State.LIVE),
-    ),
 )
-
-
-def accepted(*plans: Plan) -> list[AcceptedPlan]:
-    history, made = History(Config().lint), []
-    for plan in plans:
-        made.append(history.accept(plan))
-        history.add(plan)
-    return made
 
 
 def records_of(*plans: Plan, done: Sequence[int] = (), state: State = State.OLD, **flag: Any) -> Records:
@@ -128,6 +103,12 @@ def records_of(*plans: Plan, done: Sequence[int] = (), state: State = State.OLD,
         },
         steps=steps,
     )
+
+
+def is_built(psql: psycopg.Connection[Any]) -> bool:
+    """Whether the index of `INDEX` is there and valid."""
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
+    return psql.execute(valid).fetchall() == [(True,)]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -266,9 +247,7 @@ async def test_structure_of_a_later_revision_does_not_wait_for_a_move(
 
     steps = [(e.revision, e.step) for e in seen if isinstance(e, StepDone)]
     assert steps.index(("0003_index", 1)) < steps.index(("0002_split", 3))
-    assert [(True,)] == connect(shard).execute(
-        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
-    ).fetchall()
+    assert is_built(connect(shard))
 
 
 async def test_an_invalid_index_that_a_killed_build_left_is_built_again(
@@ -293,9 +272,7 @@ async def test_an_invalid_index_that_a_killed_build_left_is_built_again(
     report = await building
 
     assert report.done, list(report)
-    assert [(True,)] == other.execute(
-        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
-    ).fetchall()
+    assert is_built(other)
 
 
 async def test_a_build_that_outlives_its_connection_is_not_another_runners(
@@ -310,9 +287,8 @@ async def test_a_build_that_outlives_its_connection_is_not_another_runners(
     blocker.execute("INSERT INTO customer VALUES (1, 'a')")
     builders = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%INDEX CONC%' AND wait_event_type = 'Lock'"
     with FaultProxy(servers[0]) as proxy:
-        url = proxy.url(other.info.dbname)
         made = fleet(SHOP, INDEX)
-        made.targets = [shard.model_copy(update={"url": SecretStr(url)})]
+        made.targets = [proxy.way_to(shard)]
         building = asyncio.create_task(made.apply())
         while not (first := other.execute(builders).fetchall()):
             await asyncio.sleep(0.01)
@@ -323,9 +299,7 @@ async def test_a_build_that_outlives_its_connection_is_not_another_runners(
         report = await building
 
     assert report.done, list(report)
-    assert [(True,)] == other.execute(
-        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
-    ).fetchall()
+    assert is_built(other)
 
 
 async def test_whom_an_index_waits_for_is_named_and_the_shard_parked(
@@ -348,9 +322,7 @@ async def test_whom_an_index_waits_for_is_named_and_the_shard_parked(
     assert pid in [blocker.pid for event in seen if isinstance(event, Waiting) for blocker in event.blockers]
     old.commit()
     await applied(made)
-    assert [(True,)] == connect(shard).execute(
-        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'customer_name'::regclass"
-    ).fetchall()
+    assert is_built(connect(shard))
 
 
 async def test_an_index_that_waits_for_others_hears_of_a_stop(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from servers import FaultProxy, PgBouncer, standby_of
+from servers import FaultProxy, PgBouncer, database_of, standby_of
 
 from shardmig import handshake, pulse
 from shardmig.config import SessionSettings, Shard
@@ -55,10 +55,6 @@ def elsewhere(shard: Shard, url: str) -> Shard:
 
 def url_of(shard: Shard, **keywords: Any) -> str:
     return make_conninfo(shard.url.get_secret_value(), **keywords)
-
-
-def database_of(shard: Shard) -> str:
-    return str(psycopg.conninfo.conninfo_to_dict(shard.url.get_secret_value())["dbname"])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -117,7 +113,7 @@ async def test_lock_waits_end_before_the_server_looks_for_deadlocks(shard: Shard
 async def test_opening_costs_one_round_trip_beyond_the_connection(shard: Shard, servers: list[Server]) -> None:
     with FaultProxy(servers[0]) as proxy:
         proxy.delay(0.02)
-        through = elsewhere(shard, proxy.url(database_of(shard)))
+        through = proxy.way_to(shard)
         async with at(through, owner="shop_owner"):
             opening = proxy.round_trips
         await (await handshake.connect(through, SessionSettings())).close()
@@ -129,7 +125,7 @@ async def test_opening_costs_one_round_trip_beyond_the_connection(shard: Shard, 
 async def test_a_transaction_is_one_round_trip_whatever_it_holds(shard: Shard, servers: list[Server]) -> None:
     with FaultProxy(servers[0]) as proxy:
         proxy.delay(0.02)
-        async with at(elsewhere(shard, proxy.url(database_of(shard)))) as session:
+        async with at(proxy.way_to(shard)) as session:
             before = proxy.round_trips
             await session.transact(
                 [Query("CREATE TABLE a (id int)"), *(Query("INSERT INTO a VALUES ($1)", (n,)) for n in range(200))],
@@ -238,7 +234,7 @@ async def test_observing_happens_as_the_login_role_and_work_as_the_owner(shard: 
 
 async def test_a_commit_whose_answer_is_lost_is_in_doubt(shard: Shard, servers: list[Server]) -> None:
     with FaultProxy(servers[0]) as proxy:
-        async with at(elsewhere(shard, proxy.url(database_of(shard)))) as session:
+        async with at(proxy.way_to(shard)) as session:
             cut = proxy.cut_after("COMMIT$")
             with pytest.raises(InDoubt) as caught:
                 await session.transact([Query("CREATE TABLE a (id int)")])
@@ -560,16 +556,14 @@ async def test_a_blackholed_shard_is_given_up_in_time(shard: Shard, servers: lis
     with FaultProxy(servers[0]) as proxy:
         proxy.blackhole()
         async with asyncio.timeout(20):  # nobody else would give it up
-            await refusal(ShardUnreachable, elsewhere(shard, proxy.url(database_of(shard))), connect_timeout_s=2)
+            await refusal(ShardUnreachable, proxy.way_to(shard), connect_timeout_s=2)
 
 
 async def test_a_server_that_hangs_after_connecting_is_given_up_in_time(shard: Shard, servers: list[Server]) -> None:
     with FaultProxy(servers[0]) as proxy:
         hung = proxy.cut_after("SELECT", how="silence")
         async with asyncio.timeout(20):
-            message = await refusal(
-                ShardUnreachable, elsewhere(shard, proxy.url(database_of(shard))), connect_timeout_s=1
-            )
+            message = await refusal(ShardUnreachable, proxy.way_to(shard), connect_timeout_s=1)
 
     assert hung.struck.is_set()
     assert "did not answer within 1 s" in message
@@ -581,7 +575,7 @@ async def test_whoever_only_reads_does_not_wait_for_ever(shard: Shard, servers: 
     with FaultProxy(servers[0]) as proxy:
         async with (
             asyncio.timeout(20),
-            at(elsewhere(shard, proxy.url(database_of(shard))), purpose="read", **limits) as session,
+            at(proxy.way_to(shard), purpose="read", **limits) as session,
         ):
             proxy.cut_before("SELECT 42", how="silence")
             with pytest.raises(ShardUnreachable, match=r"did not answer within 1\.5 s"):
@@ -591,7 +585,7 @@ async def test_whoever_only_reads_does_not_wait_for_ever(shard: Shard, servers: 
 async def test_a_runner_gives_up_on_an_answer_that_got_lost(shard: Shard, servers: list[Server]) -> None:
     """A proxy may forget one connection, with the server well and waiting for what comes next."""
     with FaultProxy(servers[0]) as proxy:
-        through = elsewhere(shard, proxy.url(database_of(shard)))
+        through = proxy.way_to(shard)
         async with asyncio.timeout(20), at(through, connect_timeout_s=1) as session:
             proxy.cut_before("SELECT 42", how="silence")
             with pytest.raises(psycopg.OperationalError, match=f"process {session.backend_pid} waits for us"):

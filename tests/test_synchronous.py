@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -45,6 +46,7 @@ MOVED = plan(
     Switch(to=State.LIVE),
     parent="0001_shop",
 )
+_numbers = count(1)
 LOCAL = {"session": {"synchronous_commit": "local"}}
 
 
@@ -57,8 +59,8 @@ def waiting() -> Iterator[Server]:
 
 
 @pytest.fixture
-def shop(waiting: Server, request: pytest.FixtureRequest) -> Shard:
-    name = f"shop{abs(hash(request.node.name)) % 10_000}"
+def shop(waiting: Server) -> Shard:
+    name = f"shop{next(_numbers)}"
     shard = Shard.model_validate({"name": name, "url": waiting.create_database(name)})
     asyncio.run(_begin(shard))
     return shard

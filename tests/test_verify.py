@@ -243,7 +243,7 @@ async def test_a_shard_whose_connection_breaks_meanwhile_is_that_shards_problem(
     split = next(accepted for accepted in here.plans if accepted.plan.flag == "split_name")
     connect(shard).execute("INSERT INTO customer (full_name, first_name, last_name) VALUES ('A B', 'A', 'B')")
     with FaultProxy(servers[0]) as proxy:
-        through = shard.model_copy(update={"url": type(shard.url)(proxy.url(connect(shard).info.dbname))})
+        through = proxy.way_to(shard)
         struck = proxy.cut_before(cut)
         [verdict] = await here.verdict(through)
         [rows] = await verify_rows(here.config, split, [through])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 from servers import FaultProxy
 
 from shardmig.config import SessionSettings, Shard
@@ -28,7 +27,7 @@ async def test_a_try_that_ends_while_somebody_looks_does_not_blind_the_next_one(
     psql.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
     holder.execute("SELECT FROM t FOR UPDATE")
     with FaultProxy(servers[0]) as proxy:
-        through = Shard(name="eu1", url=proxy.url(str(conninfo_to_dict(shard.url.get_secret_value())["dbname"])))
+        through = proxy.way_to(shard)
         async with open_session(through, SessionSettings(), pg_versions=(12, 18)) as session:
             witness = Witness()
 

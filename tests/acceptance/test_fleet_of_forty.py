@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from fleets import SHOP, fleet_of, many, plan
-from psycopg.conninfo import conninfo_to_dict
+from fleets import SHOP, fleet_of, many, run, upper
 from servers import FaultProxy
 
 from shardmig.events import StepStarted
 from shardmig.outcomes import Outcome
-from shardmig.plan import Move, Statement, Switch
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -24,38 +22,14 @@ if TYPE_CHECKING:
     from shardmig.events import Event
     from shardmig.local import Server
 
-UPPER = plan(
-    "0002_upper",
-    Statement(sql="ALTER TABLE customer ADD COLUMN upper_name text"),
-    Switch(to=State.DUAL),
-    Move(
-        table="customer",
-        key=("id",),
-        writes=("upper_name",),
-        forward="UPDATE customer SET upper_name = upper(name) WHERE {batch} AND name <> ''",
-        check="SELECT id FROM customer WHERE {batch} AND upper_name IS DISTINCT FROM upper(name)",
-    ),
-    Switch(to=State.LIVE),
-    parent="0001_shop",
-)
+UPPER = upper("UPDATE customer SET upper_name = upper(name) WHERE {batch} AND name <> ''")
 UNREACHABLE, BLOCKED, WRONG, UNTRUE, CUT, CLOSED, EDITED = 5, 9, 13, 18, 22, 30, 39
 SICK = (UNREACHABLE, BLOCKED, WRONG, UNTRUE, CUT, CLOSED, EDITED)
-
-
-def run(shard: Shard, sql: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(shard.url.get_secret_value(), autocommit=True) as connection:
-        cursor = connection.execute(sql)
-        return cursor.fetchall() if cursor.description else []
 
 
 def elsewhere(shard: Shard, url: str) -> Shard:
     """Let a shard's name lead to another address."""
     return type(shard).model_validate({"name": shard.name, "url": url, "wave": shard.wave})
-
-
-def through(proxy: FaultProxy, shard: Shard) -> Shard:
-    database = conninfo_to_dict(shard.url.get_secret_value())["dbname"]
-    return elsewhere(shard, proxy.url(str(database)))
 
 
 def picture(shard: Shard) -> list[tuple[Any, ...]]:
@@ -86,12 +60,12 @@ async def test_a_sick_shard_hides_nobody_and_one_apply_finishes_exactly_what_is_
 
         # Seven causes.
         sick = list(forty)
-        sick[UNREACHABLE] = through(gone, forty[UNREACHABLE])
+        sick[UNREACHABLE] = gone.way_to(forty[UNREACHABLE])
         gone.refuse()
         reader.execute("SELECT * FROM customer")
         sick[WRONG] = elsewhere(forty[WRONG], forty[WRONG + 4].url.get_secret_value())
         run(forty[UNTRUE], "INSERT INTO customer VALUES (99, '')")
-        sick[CUT] = through(breaking, forty[CUT])
+        sick[CUT] = breaking.way_to(forty[CUT])
         closing = fleet_of([forty[CLOSED]], SHOP)
         closing.reason = "disk is being replaced"
         await closing.maintain("offline")
