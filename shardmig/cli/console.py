@@ -56,6 +56,8 @@ def guarded(app: Callable[[], object]) -> NoReturn:
     except asyncio.CancelledError:
         err.print("interrupted; what was committed is recorded, the same command goes on from there")
         sys.exit(INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: while Python ends it would only add a traceback
     sys.exit(2)
 
 

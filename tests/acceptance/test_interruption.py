@@ -114,3 +114,15 @@ def test_who_leaves_is_told_where_something_may_still_happen_and_what_is_closed(
         "still be carried out there\n"
         "eu2 is offline; `shardmig maintenance off --shard eu2` opens it, or the same command"
     ) == interruption._truth()
+
+
+def test_ctrl_c_while_the_program_ends_adds_no_word() -> None:
+    program = """
+import atexit, os, signal, sys
+from shardmig.cli.console import guarded
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+guarded(lambda: sys.exit(1))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (1, "", "") == (done.returncode, done.stdout, done.stderr)
