@@ -9,25 +9,64 @@ the slowest flight, and an index may take hours. So somebody looks: whoever is a
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import psycopg
 
-from shardmig.errors import ShardError
+from shardmig.errors import ShardError, ShardUnreachable
 from shardmig.handshake import connect
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from shardmig.config import SessionSettings, Shard
 
-__all__ = ["Pulse"]
+__all__ = ["in_time"]
 
 _MISSED = 2  # looks without any answer: one may have met a server that is only busy
 _AGAIN_S = 1.0  # after such a look
 _LONGEST_S = 10.0  # the server's limit of a statement is never said to be shorter: batches have one of their own
 
 
-class Pulse:
+@asynccontextmanager
+async def in_time(
+    shard: Shard, settings: SessionSettings, pid: int, *, limit_s: float | None, limited: bool
+) -> AsyncIterator[None]:
+    """
+    Wait for an answer as long as our own clock, or whoever looks after it, allows.
+
+    Args:
+        shard: where.
+        settings: how to connect, and how long a statement may take.
+        pid: the server process that is to answer.
+        limit_s: by our own clock; None: while the server works on it.
+        limited: whether the server ends a statement that takes too long.
+
+    Raises:
+        ShardUnreachable: the limit is over.
+        psycopg.OperationalError: nobody works on the answer any more; what was sent may have been done, as with any
+            connection that breaks.
+    """
+    pulse, look = None, "look whether its server, or a proxy on the way, hangs"
+    try:
+        async with asyncio.timeout(limit_s) as limit:
+            if limit_s is None:
+                pulse = _Pulse(shard, settings, pid, limited=limited, limit=limit)
+            yield
+    except TimeoutError:
+        if pulse is not None:
+            raise psycopg.OperationalError(f"{shard.address} {pulse.lost}; {look}") from None
+        raise ShardUnreachable(
+            f"{shard.address} accepted the connection, but did not answer within {limit_s:g} s; {look}",
+            shard=shard.name,
+        ) from None
+    finally:
+        if pulse is not None:
+            pulse.end()
+
+
+class _Pulse:
     """
     Looks after one flight, from `session.connect_timeout_s` on and so often, until `end`.
 

@@ -9,7 +9,6 @@ one packet, so that no lock is ever held while the network is waited for.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -30,10 +29,11 @@ from shardmig.handshake import (
 )
 from shardmig.holder import LOCK_CLASS, LOCKS, Holder, Own, meet_holder
 from shardmig.pgerrors import first_line, is_connection_lost, is_transient, pointer, sqlstate
-from shardmig.pulse import Pulse
+from shardmig.pulse import in_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from shardmig.config import SessionSettings, Shard
@@ -233,7 +233,8 @@ class Session:
             psycopg.pq.TransactionStatus.INERROR,
         }:
             try:
-                await self.connection.rollback()
+                async with self._in_time():  # psycopg's own rollback() would wait for ever, cancelled or not
+                    await fly(self.connection, [Query("ROLLBACK")], done=[])
             except psycopg.Error as error:
                 if not is_connection_lost(error):  # the transaction ended with it; what is asked next says so
                     raise
@@ -391,37 +392,16 @@ class Session:
         self._answered = ((), [])
         self.failed = None
         done: list[Result] = []
-        pulse = None
         try:
-            async with asyncio.timeout(self._limit_s) as limit:
-                pulse = self._pulse(limit, limited=limited)
+            async with self._in_time(limited=limited):
                 await fly(self.connection, queries, done=done, named=named, repeats=repeats)
-        except TimeoutError:
-            self.failed = queries[min(len(done), len(queries) - 1)]
-            raise self._unanswered(pulse.lost if pulse else "") from None
-        except psycopg.Error:
+        except (psycopg.Error, ShardUnreachable):
             self.failed = queries[min(len(done), len(queries) - 1)]
             raise
-        finally:
-            if pulse:
-                pulse.end()
         return done
 
-    def _pulse(self, limit: asyncio.Timeout, *, limited: bool) -> Pulse | None:
-        """Look after a flight for which our own clock has no limit."""
-        if self._limit_s is not None:
-            return None
-        return Pulse(self.shard, self.settings, self.backend_pid, limited=limited, limit=limit)
-
-    def _unanswered(self, lost: str) -> Exception:
-        """Say that nobody answers; what was sent may have been done, as with any connection that breaks."""
-        look = "look whether its server, or a proxy on the way, hangs"
-        if lost:
-            return psycopg.OperationalError(f"{self.shard.address} {lost}; {look}")
-        within = f"did not answer within {self._limit_s:g} s"
-        return ShardUnreachable(
-            f"{self.shard.address} accepted the connection, but {within}; {look}", shard=self.shard.name
-        )
+    def _in_time(self, *, limited: bool = True) -> AbstractAsyncContextManager[None]:
+        return in_time(self.shard, self.settings, self.backend_pid, limit_s=self._limit_s, limited=limited)
 
     def _refuse_hidden_text(self, query: Query) -> None:
         # A CR ends a "--" comment for the server though not for every reader, and nothing after a NUL is sent at all:

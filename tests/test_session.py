@@ -595,6 +595,18 @@ async def test_a_runner_gives_up_on_an_answer_that_got_lost(shard: Shard, server
             assert 42 == (await session.execute("SELECT 42")).value
 
 
+async def test_a_rollback_that_nobody_answers_is_given_up_too(shard: Shard, servers: list[Server]) -> None:
+    with FaultProxy(servers[0]) as proxy:
+        through = elsewhere(shard, proxy.url(database_of(shard)))
+        async with asyncio.timeout(20), at(through, connect_timeout_s=1) as session:
+            silent = proxy.cut_before("ROLLBACK", how="silence")
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                await session.transact([Query("SELECT 1 / 0")])
+
+            assert silent.struck.is_set()
+            assert session.connection.closed
+
+
 async def test_a_runner_gives_up_on_a_server_process_that_was_stopped(shard: Shard, connect: Connect) -> None:
     psql = connect(shard)
     async with asyncio.timeout(20), at(shard, connect_timeout_s=1) as session:
