@@ -361,7 +361,7 @@ def test_a_connection_that_streams_is_refused_at_once(
         with flags.transaction(connection, shard="eu1"):
             pass
 
-    rows = connection.cursor().stream("SELECT generate_series(1, 3)")
+    rows: Any = connection.cursor().stream("SELECT generate_series(1, 3)")
     next(rows)
     with ThreadPoolExecutor(1) as pool:
         begun = pool.submit(begin)

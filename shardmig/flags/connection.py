@@ -234,7 +234,7 @@ class _Begin:
         answer = (yield from known.execute(pgconn))[-1]
         view, cell = None, answer.get_value
         if answer.status == _TUPLES_OK and answer.ntuples and (cell(0, 1), cell(0, 2)) == texts.usual:
-            view = self._flags.usual_view(cell(0, 0), shard=self._shard, write=write)
+            view = self._flags.usual_view(cell(0, 0) or b"", shard=self._shard, write=write)
         if view is None:
             return (yield from self._unusual(texts, before, answer))
         if write:
