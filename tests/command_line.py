@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["shardmig"]
+__all__ = ["become", "load", "shardmig"]
 
 _lock = threading.Lock()
 
@@ -83,12 +83,17 @@ def _text(stream: Any) -> str:
 # The process that forks
 
 
-def _serve(tests: socket.socket) -> None:
+def load() -> None:
+    """Import what a run of the command line may need."""
     for module in pkgutil.walk_packages(importlib.import_module("shardmig").__path__, "shardmig."):
         if not module.name.endswith((".__main__", "pytest_plugin")):
             importlib.import_module(module.name)
     importlib.import_module("shardmig.sqltree")._binding()
     gc.freeze()  # a run neither looks through what was imported nor takes it apart at its end
+
+
+def _serve(tests: socket.socket) -> None:
+    load()
     while True:
         more, streams, *_ = socket.recv_fds(tests, 1, 3)
         if not more:
@@ -98,7 +103,7 @@ def _serve(tests: socket.socket) -> None:
             tests.close()
             with os.fdopen(streams.pop(0)) as asked:
                 request = json.load(asked)
-            _become(request, streams)
+            become(request, streams)
             return
         for stream in streams:
             os.close(stream)
@@ -107,7 +112,7 @@ def _serve(tests: socket.socket) -> None:
         tests.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
-def _become(request: dict[str, Any], streams: list[int]) -> None:
+def become(request: dict[str, Any], streams: list[int]) -> None:
     """Be a run of the command line; whatever it raises ends this process as it would end the program."""
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)

@@ -275,6 +275,8 @@ _ENDS: dict[type[Exception], str] = {
     pg.SerializationFailure: "40001",
     pg.UniqueViolation: "was there",
 }
+# What somebody else did to a statement: nobody may.
+_HINDERED = (pg.QueryCanceled, pg.LockNotAvailable)
 
 
 @dataclass
@@ -287,8 +289,10 @@ class Traffic:
         shard: its name.
         threads: how many a process; every second one remembers flags for itself.
         processes: how many beside this one. What they saw comes with the end.
-        pause_s: longest ordinary pause inside a transaction; a few are ten times as long, and very few are LONG_S.
+        pause_s: longest ordinary pause inside a transaction; a few are ten times as long, and very few take LONG_S.
+        lingers: share of pauses that take LONG_S.
         seed: of what they do.
+        endures: what may happen to a transaction without being a finding, by the name under which it is counted.
         counts: what became of transactions.
         apart: how many of them the other processes ran, each.
         levels: how many transactions there were at each isolation level.
@@ -301,7 +305,9 @@ class Traffic:
     threads: int = 4
     processes: int = 2
     pause_s: float = 0.03
+    lingers: float = 0.0015
     seed: int = 1
+    endures: dict[type[Exception], str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     levels: Counter[str] = field(default_factory=Counter)
     long: int = 0
@@ -387,15 +393,24 @@ class _Worker:
     def run(self) -> None:
         connection = self._connect()
         while not self.stop.is_set():
-            if connection.closed:
+            if connection is None or connection.closed:
                 connection = self._connect()
+                continue
             what = self._transaction(connection)
+            if what in self.traffic.endures.values():
+                self.stop.wait(0.01)
             self.counts[what] += 1
             self.traffic.counts[what] += 1  # one addition under the interpreter's lock; off by a few at worst
-        connection.close()
+        if connection is not None:
+            connection.close()
 
-    def _connect(self) -> psycopg.Connection[Any]:
-        return psycopg.connect(self.traffic.url, autocommit=True)
+    def _connect(self) -> psycopg.Connection[Any] | None:
+        """Connect; None where nobody answers and that is endured."""
+        try:
+            return psycopg.connect(self.traffic.url, autocommit=True)
+        except tuple(self.traffic.endures):
+            self.stop.wait(0.02)
+            return None
 
     def _transaction(self, connection: psycopg.Connection[Any]) -> str:
         dice = self.dice
@@ -422,11 +437,14 @@ class _Worker:
             self.traffic.wrong.append(f"deadlock: {error}")
             return "deadlock"
         except Exception as error:  # noqa: BLE001 - a surprise is a finding
+            endured = (name for kind, name in self.traffic.endures.items() if isinstance(error, kind))
+            if (name := next(endured, "")) and not isinstance(error, _HINDERED):
+                return name
             self.traffic.wrong.append(f"{type(error).__name__}: {error}")
             return "surprise"
 
     def _pause(self) -> None:
-        if self.dice.random() < 0.0015:
+        if self.dice.random() < self.traffic.lingers:
             self.traffic.long += 1
             time.sleep(LONG_S)
         elif self.dice.random() < 0.3:
