@@ -7,6 +7,7 @@ to a server connection that other clients use next.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -120,7 +121,7 @@ async def connect(shard: Shard, settings: SessionSettings) -> psycopg.AsyncConne
     }
     conninfo = make_conninfo("", **{**_NETWORK, **given, **fixed})
     try:
-        return await psycopg.AsyncConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+        return await _Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except (psycopg.Error, OSError, ValueError) as error:
         message = folded(_without_secrets(str(error), given))  # a secret is only known again unfolded
         if "unsupported startup parameter" in message:  # PgBouncer knows no `options`
@@ -128,6 +129,42 @@ async def connect(shard: Shard, settings: SessionSettings) -> psycopg.AsyncConne
         raise ShardUnreachable(
             f"no connection to {shard.address}: {message}; nothing was changed there", shard=shard.name
         ) from None
+
+
+class _Connection(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection on which whoever waits no longer is not kept by a server that hangs."""
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109 - psycopg's, and its calls name it
+        """
+        Tell the server to stop, as psycopg does when a wait is cancelled; where it does not listen, hang up.
+
+        libpq before 17 asks in a call that returns when the server has answered, and nothing else runs meanwhile, no
+        other shard either: then it is asked on a second connection.
+        """
+        try:
+            if psycopg.capabilities.has_cancel_safe():
+                await super().cancel_safe(timeout=timeout)
+            else:
+                async with asyncio.timeout(timeout):
+                    await self._cancel_from_elsewhere()
+        except (psycopg.Error, OSError, TimeoutError):
+            self.pgconn.finish()  # the older psycopg would wait on for the answer, without end
+
+    async def _cancel_from_elsewhere(self) -> None:
+        info, pid = self.info, self.info.backend_pid
+        other = await _Messenger.connect(make_conninfo(info.dsn, password=info.password), autocommit=True)
+        try:
+            await other.execute("SELECT pg_cancel_backend(%s)", [pid])
+        finally:
+            other.pgconn.finish()
+
+
+class _Messenger(psycopg.AsyncConnection[tuple[Any, ...]]):
+    """A connection for one short message, which asks for nothing more when that is not answered."""
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109, ARG002 - psycopg's
+        """Hang up."""
+        self.pgconn.finish()
 
 
 def questions(

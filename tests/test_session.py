@@ -270,6 +270,14 @@ async def test_a_broken_connection_prints_nothing_of_itself(shard: Shard) -> Non
     assert (b"AdminShutdown\n", b"") == await process.communicate()
 
 
+@pytest.fixture(params=["libpq", "libpq before 17"])
+def libpq(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take libpq as it is, and as one that knows no other way to cancel than a call that blocks."""
+    if request.param != "libpq":
+        monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
+
+
+@pytest.mark.usefixtures("libpq")
 async def test_a_cancelled_flight_ends_on_the_server_too_and_closes_the_connection(
     shard: Shard, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -559,6 +567,7 @@ async def test_a_blackholed_shard_is_given_up_in_time(shard: Shard, servers: lis
             await refusal(ShardUnreachable, proxy.way_to(shard), connect_timeout_s=2)
 
 
+@pytest.mark.usefixtures("libpq")
 async def test_a_server_that_hangs_after_connecting_is_given_up_in_time(shard: Shard, servers: list[Server]) -> None:
     with FaultProxy(servers[0]) as proxy:
         hung = proxy.cut_after("SELECT", how="silence")
