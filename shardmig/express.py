@@ -26,7 +26,6 @@ from shardmig.errors import ShardUnreachable
 from shardmig.events import BatchDone, FlagSwitched, StepDone, StepStarted, Waiting
 from shardmig.ledger import os_user
 from shardmig.locking import UNAWAITED
-from shardmig.plan import quote_name
 from shardmig.quiet import proof
 from shardmig.records import flags_of, flags_query
 from shardmig.session import Query, is_connection_lost
@@ -218,7 +217,7 @@ class Express:
             **_PLANNED_ONCE,
         }
         limited = ", ".join([record.sql, *(f"set_config('{name}', '{value}', true)" for name, value in local.items())])
-        proofs = [proof(self.quiet.tables[quote_name(name)]) for name in locked]
+        proofs = [proof(self.quiet.tables[name]) for name in locked]
         return [Query(limited, record.params), *statements, *proofs]
 
     def _ways(self, part: _Part) -> Iterator[_Part]:

@@ -42,6 +42,11 @@ class Table:
         referable: whether a foreign key of this session's tables may reference it.
         row_security: whether policies may hide rows.
         reacts: whether it has, or once had, triggers, foreign keys on either side, rules or children.
+        parent: whether it has, or once had, children.
+        oid: which it is.
+        columns: how many it has had so far, dropped ones included.
+        file: where its rows are; a rewrite changes that.
+        known_pages, known_rows: of the last VACUUM or ANALYZE; rows are -1, or pages 0, where there was none.
     """
 
     name: str
@@ -51,6 +56,12 @@ class Table:
     referable: bool
     row_security: bool
     reacts: bool
+    parent: bool
+    oid: int
+    columns: int
+    file: int
+    known_pages: int
+    known_rows: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +86,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What the server can do, and whether it publishes anything."""
+    """What the server can do, whether it publishes anything, and whether event triggers fire on statements."""
 
     may_create: bool
     publishes: bool
+    triggered: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +143,15 @@ async def find(
     """Ask what these plans need to know, and questions of the caller's along with it, whose answers come second."""
     names = sorted({name for accepted in plans for name in touched(accepted)})
     asked = (names, [quote_name(name) for name in names])
-    moves = [Query(_ROWS, asked)] if any(accepted.plan.moves for accepted in plans) else []
+    moved = sorted({name for accepted in plans for name in _moved(accepted)})
     flight = iter(
         await session.ask(
             [
                 Query(_SERVER),
                 *([Query(_GRANTEES, [list(session.settings.grant)])] if session.settings.grant else []),
                 *([Query(_HAS_LZ4)] if mention_lz4(plans) else []),
-                Query(_TABLES, asked),
-                *moves,
+                *(Query(_TABLE, [quote_name(name)]) for name in names),
+                *(Query(sql, [quote_name(name)]) for name in moved for sql in _ROWS),
                 *along,
             ]
         )
@@ -147,24 +159,25 @@ async def find(
     server = Server(*next(flight).rows[0])
     grantees = Grantees(*next(flight).rows[0]) if session.settings.grant else Grantees([], [])
     lz4 = next(flight).value if mention_lz4(plans) else True
-    tables = {row[0]: Table(*row) for row in next(flight).rows}
-    rows = {row[0]: _rows(*row) for row in next(flight).rows} if moves else {}
+    tables = {name: Table(name, *row) for name in names for row in next(flight).rows}
+    asked_rows = {name: [next(flight) for _ in _ROWS] for name in moved}
+    rows = {name: _rows(name, *found) for name, found in asked_rows.items() if name in tables}
     answers = list(flight)
-    watched = bool(moves) and any(table.reacts for table in tables.values())
+    watched = bool(moved) and any(table.reacts for table in tables.values())
     reactions = await reactions_of(session, asked) if watched else NONE
     published = await _published(session, asked) if server.publishes else Published([], {})
     return Findings(plans, server, grantees, lz4, tables, rows, reactions, published), answers
 
 
-def _rows(name: str, subscribed: bool, columns: Sequence[list[str]], indexes: Sequence[list[str]]) -> Rows:  # noqa: FBT001 - a row
-    names = {number: column for number, column, _ in columns}
-    keys = [([names[n] for n in key.split()[: int(width)]], kinds) for key, width, *kinds in indexes]
+def _rows(name: str, subscribed: Result, columns: Result, indexes: Result) -> Rows:
+    names = {str(number): column for number, column, _ in columns.rows}
+    keys = [([names[n] for n in key.split()[:width]], unique, btree) for key, width, unique, btree in indexes.rows]
     return Rows(
         name,
-        subscribed,
-        columns={column: not_null == "true" for _, column, not_null in columns},
-        unique=[key for key, (unique, _) in keys if unique == "true"],
-        walkable=[key for key, (_, btree) in keys if btree == "true"],
+        subscribed.value,
+        columns={column: not_null for _, column, not_null in columns.rows},
+        unique=[key for key, unique, _ in keys if unique],
+        walkable=[key for key, _, btree in keys if btree],
     )
 
 
@@ -187,6 +200,10 @@ def touched(accepted: AcceptedPlan) -> Iterator[str]:
     """Name the existing tables that a plan locks, and those between which it moves rows."""
     for number in accepted.locks:
         yield from accepted.locked(number)
+    yield from _moved(accepted)
+
+
+def _moved(accepted: AcceptedPlan) -> Iterator[str]:
     for _, move in accepted.plan.moves:
         yield move.table
         if move.target is not None:
@@ -194,19 +211,33 @@ def touched(accepted: AcceptedPlan) -> Iterator[str]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# SQL; $1 are names as the plans write them, $2 the same for regclass
+# SQL. Asked of a server process that is new and pays for each join, cast and subquery, not for rows: hence a text for
+# each table, which it reads once. $1 is its name for regclass.
 
-_TABLES = f"""
-SELECT asked.name,
-       c.relkind::text,
-       pg_get_userbyid(c.relowner)::text,
-       pg_has_role(c.relowner, 'USAGE'),
-       has_table_privilege(c.oid, 'REFERENCES'),
-       c.relrowsecurity,
-       c.relhastriggers OR c.relhasrules OR c.relhassubclass
-FROM {ASKED} JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+_TABLE = """
+SELECT c.relkind::text, pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'),
+       has_table_privilege(c.oid, 'REFERENCES'), c.relrowsecurity,
+       c.relhastriggers OR c.relhasrules OR c.relhassubclass, c.relhassubclass,
+       c.oid, c.relnatts, c.relfilenode, c.relpages, c.reltuples
+FROM pg_class AS c WHERE c.oid = to_regclass($1)
 """
 
+# 403 is the access method btree, on every server.
+_ROWS = (
+    "SELECT EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = to_regclass($1))",
+    """
+SELECT a.attnum, a.attname, a.attnotnull FROM pg_attribute AS a
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+""",
+    """
+SELECT i.indkey::text, i.indnkeyatts, i.indisunique AND i.indimmediate,
+       (SELECT x.relam = 403 FROM pg_class AS x WHERE x.oid = i.indexrelid)
+FROM pg_index AS i
+WHERE i.indrelid = to_regclass($1) AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+""",
+)
+
+# $1 are names as the plans write them, $2 the same for regclass.
 _PUBLISHED = f"""
 SELECT asked.name, array_agg(p.pubname::text ORDER BY p.pubname)
 FROM {ASKED}
@@ -216,22 +247,10 @@ JOIN pg_publication_tables AS p ON p.schemaname = n.nspname AND p.tablename = c.
 GROUP BY asked.name
 """
 
-# As they stand in the catalog: joins that would name an index's columns here cost a new server process more than all of
-# this. 403 is the access method btree, on every server.
-_ROWS = f"""
-SELECT asked.name,
-       EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid),
-       ARRAY(SELECT ARRAY[a.attnum::text, a.attname::text, a.attnotnull::text] FROM pg_attribute AS a
-             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
-       ARRAY(SELECT ARRAY[i.indkey::text, i.indnkeyatts::text, (i.indisunique AND i.indimmediate)::text,
-                          (x.relam = 403)::text]
-             FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid
-             WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL)
-FROM {ASKED}
-JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+_SERVER = """
+SELECT has_schema_privilege(current_schema(), 'CREATE'), EXISTS (SELECT FROM pg_publication),
+       EXISTS (SELECT FROM pg_event_trigger AS e WHERE e.evtenabled <> 'D')
 """
-
-_SERVER = "SELECT has_schema_privilege(current_schema(), 'CREATE'), EXISTS (SELECT FROM pg_publication)"
 _HAS_LZ4 = "SELECT EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals))"
 _ALL_TABLES = "SELECT ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY pubname)"
 

@@ -32,10 +32,12 @@ class Ready(NamedTuple):
 
     Attributes:
         warnings: what somebody should know.
+        findings: what was found.
         answers: of the questions that travelled along.
     """
 
     warnings: list[str]
+    findings: Findings
     answers: list[Result]
 
 
@@ -60,7 +62,7 @@ async def preflight(session: Session, *plans: AcceptedPlan, along: Sequence[Quer
     if problems := list(dict.fromkeys(problems)):
         several = "\n  - ".join(["the shard is not ready:", *problems])
         raise PreflightFailed(problems[0] if len(problems) == 1 else several, shard=session.shard.name)
-    return Ready(list(dict.fromkeys(_warnings(plans, findings))), answers)
+    return Ready(list(dict.fromkeys(_warnings(plans, findings))), findings, answers)
 
 
 # --------------------------------------------------------------------------------------------------------------------

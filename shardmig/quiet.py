@@ -1,9 +1,10 @@
 """
 Whether a shard is quiet enough for the express way: asked along with the preflight, and judged here.
 
-Every table to be locked is held by no old transaction; where rows are to be moved, they are a handful, and nothing
-makes the move rest. What changes between this look and the flight is found by the flight itself, but for the server's
-load: it is looked at once a second, for all its shards, and a handful of rows is what a move writes between two looks.
+Every table to be locked is held by no old transaction, and no event trigger may do anything to it; where rows are to be
+moved, they are a handful, and nothing makes the move rest. What changes between this look and the flight is found by
+the flight itself, but for the server's load: it is looked at once a second, for all its shards, and a handful of rows
+is what a move writes between two looks.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from shardmig.config import Config, Pace
+    from shardmig.findings import Table
     from shardmig.hosts import Host
     from shardmig.pace import Load
     from shardmig.plan import Move
-    from shardmig.session import Result, Session
+    from shardmig.preflight import Ready
+    from shardmig.session import Session
     from shardmig.todo import Todo
 
 __all__ = ["Quiet", "QuietTable", "proof", "questions", "read", "still_asked"]
@@ -58,7 +61,7 @@ class Quiet(NamedTuple):
     What was found.
 
     Attributes:
-        tables: those to be locked, by address.
+        tables: those to be locked, by name.
         handfuls: revisions whose moves may travel with the flight.
         rows_max: rows of a handful.
     """
@@ -70,12 +73,13 @@ class Quiet(NamedTuple):
 
 def questions(session: Session, todo: Sequence[Todo], config: Config, host: Host | None) -> list[Query]:
     """Ask, as the last part of another flight."""
-    moves, owner = _moves(todo, config), session.settings.owner
-    names = sorted({*_locked(todo), *(quote_name(move.table) for move in moves)})
-    tables = [Query(_TABLES, [names, session.settings.old_holder_ms, _PAGES, config.pace.batch_rows])] if names else []
+    moves, owner, names = _moves(todo, config), session.settings.owner, _locked(todo)
+    places = ", ".join(f"to_regclass(${n})" for n in range(2, 2 + len(names)))
+    held = Query(_HELD.format(names=places), [session.settings.old_holder_ms, *map(quote_name, names)])
+    asked = [*([held] if names else []), *(Query(_PAGES_NOW, [quote_name(name)]) for name in _sources(moves))]
     if not moves or _is_calm(config.pace, host):
-        return tables
-    return [*tables, *([set_settings({"role": "none"})] if owner else []), load_query(moves)]
+        return asked
+    return [*asked, *([set_settings({"role": "none"})] if owner else []), load_query(moves)]
 
 
 def still_asked(asked: Sequence[Query], host: Host) -> list[Query]:
@@ -84,21 +88,43 @@ def still_asked(asked: Sequence[Query], host: Host) -> list[Query]:
     return [query for query in asked if query.sql != unasked]
 
 
-def read(todo: Sequence[Todo], config: Config, host: Host | None, answers: Sequence[Result]) -> Quiet | None:
+def read(todo: Sequence[Todo], config: Config, host: Host | None, ready: Ready) -> Quiet | None:
     """Read what `questions` asked; None when a table to be locked is not quiet, or no ordinary table."""
-    moves = _moves(todo, config)
-    rows = answers[0].rows if answers else []
-    tables = {name: QuietTable(name, *address) for name, *address, quiet, _ in rows if quiet}
-    if not tables.keys() >= set(_locked(todo)):
+    moves, locked, found = _moves(todo, config), _locked(todo), ready.findings.tables
+    answers = iter(ready.answers)
+    held = {oid for (oid,) in next(answers).rows} if locked else set()
+    pages = {name: next(answers).value for name in _sources(moves)}
+    if (locked and ready.findings.server.triggered) or any(
+        name not in found or not _is_ordinary(found[name]) or found[name].oid in held for name in locked
+    ):
         return None
-    small = {name for name, *_, is_small in rows if is_small}
-    rests = bool(moves) and not _is_calm(config.pace, host) and _rests(config.pace, host, load_of(answers[-1]))
+    rests = bool(moves) and not _is_calm(config.pace, host) and _rests(config.pace, host, load_of(ready.answers[-1]))
+    small = {name for name in pages if _is_small(found.get(name), pages[name], config.pace.batch_rows)}
     handfuls = frozenset(
         item.plan.revision
         for item in _walking(todo, config)
-        if not item.plan.moves or (not rests and all(quote_name(move.table) in small for _, move in item.plan.moves))
+        if not item.plan.moves or (not rests and all(move.table in small for _, move in item.plan.moves))
     )
+    tables = {
+        name: QuietTable(quote_name(name), found[name].oid, found[name].columns, found[name].file) for name in locked
+    }
     return Quiet(tables, handfuls, config.pace.batch_rows)
+
+
+def _is_ordinary(table: Table) -> bool:
+    return table.kind == "r" and not table.parent
+
+
+def _is_small(table: Table | None, pages: int | None, rows_max: int) -> bool:
+    """Say whether a table is a handful, by its statistics, if it has any; one to be made is as the flight makes it."""
+    if table is None or pages is None:
+        return table is None
+    known = table.known_pages > 0 and table.known_rows >= 0
+    return (
+        _is_ordinary(table)
+        and pages <= _PAGES
+        and (not known or table.known_rows / table.known_pages * pages <= rows_max)
+    )
 
 
 def _is_calm(pace: Pace, host: Host | None) -> bool:
@@ -117,14 +143,12 @@ def _rests(pace: Pace, host: Host | None, load: Load) -> bool:
 
 
 def _locked(todo: Sequence[Todo]) -> list[str]:
-    return sorted(
-        {
-            quote_name(name)
-            for item in todo
-            for number in item.statements
-            for name in item.accepted.locked(number)
-        }
-    )  # fmt: skip
+    names = {name for item in todo for number in item.statements for name in item.accepted.locked(number)}
+    return sorted(names)
+
+
+def _sources(moves: Sequence[Move]) -> list[str]:
+    return sorted({move.table for move in moves})
 
 
 def _walking(todo: Sequence[Todo], config: Config) -> list[Todo]:
@@ -156,23 +180,16 @@ def proof(table: QuietTable) -> Query:
 # --------------------------------------------------------------------------------------------------------------------
 # SQL
 
-# Quiet: whoever may not be seen, and every prepared transaction, counts as old; an event trigger may do anything to the
-# table. Small: by statistics, where there are any; a table that is not there yet is as the flight makes it.
-_TABLES = """
-SELECT asked.address, c.oid, c.relnatts, c.relfilenode,
-       c.relkind = 'r' AND NOT c.relhassubclass
-       AND NOT EXISTS (SELECT FROM pg_event_trigger AS e WHERE e.evtenabled <> 'D')
-       AND NOT EXISTS (
-           SELECT FROM pg_lock_status() AS l LEFT JOIN LATERAL pg_stat_get_activity(coalesce(l.pid, 0)) AS a ON true
-           WHERE l.relation = c.oid AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-             AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-             AND coalesce(clock_timestamp() - a.xact_start >= $2::int * interval '1 ms', true)),
-       c.oid IS NULL OR c.relkind = 'r' AND NOT c.relhassubclass
-       AND pg_relation_size(c.oid) <= $3::bigint * current_setting('block_size')::int
-       AND (c.relpages = 0 OR c.reltuples < 0
-            OR c.reltuples / c.relpages * pg_relation_size(c.oid) / current_setting('block_size')::int <= $4::int)
-FROM unnest($1::text[]) AS asked (address) LEFT JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+# Whoever may not be seen, and every prepared transaction, counts as old.
+_HELD = """
+SELECT l.relation FROM pg_lock_status() AS l
+WHERE l.relation = ANY (ARRAY[{names}]::oid[]) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+  AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+  AND NOT EXISTS (SELECT FROM pg_stat_get_activity(coalesce(l.pid, 0)) AS a
+                  WHERE clock_timestamp() - a.xact_start < $1::int * interval '1 ms')
 """
+
+_PAGES_NOW = "SELECT pg_relation_size(to_regclass($1)) / current_setting('block_size')::int"
 
 # Refused by dividing by zero: no function to call, and whoever reads the error is the careful way, which finds its own
 # words. A column that is dropped, or changes its type, its default or its nullability, is a row of pg_attribute anew.

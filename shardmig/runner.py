@@ -312,7 +312,7 @@ class Run:
         for warning in ready.warnings:
             if self.listener:
                 self.listener(Warned(records.shard, warning))
-        found = quiet.read(todo, self.config, self.host, ready.answers) if hurries else None
+        found = quiet.read(todo, self.config, self.host, ready) if hurries else None
         if found is None:
             return False, None
         journey = Express(

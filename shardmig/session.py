@@ -342,7 +342,7 @@ class Session:
         role = [Query(SET_ROLE, (pid, owner))] if owner else []
         hands = [checks, *role, Query(LOCKS[self.purpose], (pid, self.shard.name))]
         try:
-            flight = await self.flight([*hands, *ask])
+            flight = await self.flight([*hands, *ask], repeats=True)
         except psycopg.Error as error:
             if self.failed in ask and not self.connection.broken:
                 return await self._shake_hands(())  # an empty database has no ledger: no reason to refuse the session

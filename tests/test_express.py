@@ -80,21 +80,41 @@ async def test_four_transactions_and_their_records_are_one_flight(two: list[Shar
         assert 4 == len(begins)
 
 
-@pytest.mark.parametrize(("begun", "most"), [((SHOP,), 3), ((SHOP, COLUMN), 4)], ids=["the same", "less"])
+INVOICE = plan(
+    "0003_invoice",
+    Statement(sql="CREATE TABLE invoice (id bigint PRIMARY KEY)"),
+    Switch(to=State.LIVE),
+    parent="0002_note",
+)
+PAID = plan(
+    "0004_paid",
+    Statement(sql="ALTER TABLE invoice ADD COLUMN paid text"),
+    Switch(to=State.LIVE),
+    parent="0003_invoice",
+)
+
+
+@pytest.mark.parametrize(
+    ("begun", "left", "most"),
+    [
+        ((SHOP,), (COLUMN, INVOICE), 3),
+        ((SHOP, COLUMN), (INVOICE,), 3),
+        ((SHOP, COLUMN, INVOICE), (PAID,), 4),
+    ],
+    ids=["the same", "a part", "something else"],
+)
 async def test_what_one_shard_was_asked_the_next_one_is_asked_while_connecting(
-    servers: list[Server], begun: tuple[Plan, ...], most: int
+    servers: list[Server], begun: tuple[Plan, ...], left: tuple[Plan, ...], most: int
 ) -> None:
     """Where something else is left, what was answered is of no use, and the shard is asked anew."""
-    table = Statement(sql="CREATE TABLE invoice (id bigint PRIMARY KEY)")
-    later = plan("0003_invoice", table, Switch(to=State.LIVE), parent="0002_note")
     with many(servers[:3], 3, "asked") as shards:
         await _apply(shards[:2], SHOP)
         await _apply(shards[2:], *begun)
         with proxied(servers[2], shards[2], delay_s=0.02) as (proxy, far):
-            assert (await fleet_of([*shards[:2], far], SHOP, COLUMN, later).apply()).done
+            assert (await fleet_of([*shards[:2], far], *dict.fromkeys((SHOP, COLUMN, INVOICE, *left))).apply()).done
 
             assert most == proxy.round_trips, "startup, everything that is asked, all the rest"
-        assert {"id"} == columns(shards[2], "invoice")
+        assert {"id"} == columns(shards[2], "invoice") - {"paid"}
 
 
 async def test_what_is_recorded_is_what_the_careful_way_records(two: list[Shard]) -> None:
@@ -259,6 +279,15 @@ async def test_an_event_trigger_calls_for_the_full_proof(two: list[Shard], serve
     assert Outcome.FAILED is failed.outcome
     assert "index public.by_name is gone" in failed.reason
     assert "note" not in columns(two[1])
+
+
+async def test_a_table_with_children_calls_for_the_full_proof(two: list[Shard], servers: list[Server]) -> None:
+    """They are changed with it, and have files and columns of their own."""
+    run(two[1], "CREATE TABLE regular () INHERITS (customer)")
+    with proxied(servers[1], two[1]) as (proxy, far):
+        assert (await fleet_of([two[0], far], SHOP, COLUMN).apply()).done
+
+    assert any("$proof$" in sql for sql in proxy.statements)
 
 
 @pytest.mark.parametrize("skip", [0, 1, 2, 3])
