@@ -100,7 +100,7 @@ async def read_status(
         outcome = Outcome.MAINTENANCE
         reasons.insert(0, records.reason or "no reason given")
     else:
-        outcome = Outcome.PENDING if todo or held else Outcome.DONE
+        outcome = Outcome.PENDING if todo or held or refused else Outcome.DONE
     return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines, refused=refused)
 
 

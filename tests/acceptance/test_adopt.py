@@ -70,6 +70,16 @@ def test_adopted_shards_go_on_after_the_history_of_alembic(legacy: Project) -> N
     assert "adopt" in legacy.run("history", "--shard", "eu1").out
 
 
+def test_a_shard_that_is_still_to_be_adopted_is_not_done_before_there_is_any_script(legacy: Project) -> None:
+    shown = legacy.run("status").out
+
+    assert "eu1  pending" in shown
+    assert "0 of 4 shards are there (4 pending)" in shown
+    assert "eu1: this shard was not adopted at c1" in legacy.run("apply", "--all", "-n", code=1).out
+    legacy.run("adopt", "--all")
+    assert "4 of 4 shards are there" in legacy.run("status").out
+
+
 def test_shards_at_different_revisions_are_refused_with_the_list(legacy: Project) -> None:
     legacy.query("us1", "UPDATE alembic_version SET version_num = 'b1'")
 
