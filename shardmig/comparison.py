@@ -19,22 +19,22 @@ from alembic.runtime.migration import MigrationContext
 from shardmig import explanations as tell
 from shardmig import typenames, wording
 from shardmig.drafting import Addition, Explained, Variant, parsed, without, written
+from shardmig.prerequisites import Prerequisites
 from shardmig.references import References, blocks_delete, referred
 from shardmig.successors import column_successors, table_successor
 from shardmig.typenames import Unwritable, enums_of
+from shardmig.wording import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy.sql.schema import Column
 
-    from shardmig.wording import Wording
+    from shardmig.wording import Key, Wording
 
 __all__ = ["Comparison"]
 
 _LEDGER = "shardmig"
-
-Key = tuple[str | None, str]
 
 
 class Comparison:
@@ -64,6 +64,8 @@ class Comparison:
         self._there = wording.relations(connection, self._schemas)
         self._worded: dict[Key, tuple[Wording, Wording]] = {}
         self._created: set[Key] = set()
+        schemas = {name for name in self._schemas if name}
+        self._prerequisites = Prerequisites(connection, models, schemas, self._key)
         self._references = References(self._tables, self._there, self._created, self._key)
 
     def run(self) -> None:
@@ -71,9 +73,11 @@ class Comparison:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is looked at here, by the server's own words
             found = self._differences()
-            self._add_schemas()
-            self._add_types()
-            self._add_sequences()
+            for one in self._prerequisites:
+                if isinstance(one, Addition):
+                    self.additions.append(one)
+                else:
+                    self.explained.append(one)
             tables = [op for op in found if isinstance(op, ops.CreateTableOp)]
             for create in tables:
                 self._add_table(create)
@@ -145,48 +149,6 @@ class Comparison:
             return False  # "the server has a default", whatever it is
         return old.default != new.default and not old.identity and not new.identity
 
-    # ----------------------------------------------------------------------------------------------------------------
-    # What has to be there first
-
-    def _add_schemas(self) -> None:
-        rows = self._connection.execute(sa.text("SELECT nspname FROM pg_namespace"))
-        for schema in sorted({name for name in self._schemas if name} - {row[0] for row in rows}):
-            self._add(f"schema {schema}", _execute(f"CREATE SCHEMA {_quote(schema)}"))
-
-    def _add_types(self) -> None:
-        """Create enums in sight, before the tables and columns that have them."""
-        labels: dict[Key, list[str]] = {}
-        for schema, name, label in self._connection.execute(sa.text(_ENUMS)):
-            labels.setdefault(self._key(schema, name), []).append(label)
-        seen: set[Key] = set()
-        for table in self._tables.values():
-            for enum in (enum for column in table.columns for enum in enums_of(column.type)):
-                key = self._key(enum.schema or table.metadata.schema, str(enum.name))
-                if key in seen:
-                    continue
-                seen.add(key)
-                name = _dotted(key)
-                if key not in labels:
-                    values = ", ".join("'" + label.replace("'", "''") + "'" for label in enum.enums)
-                    text = f"CREATE TYPE {_quoted(key)} AS ENUM ({values})"
-                    self._add(f"type {name}", _execute(text), needs=self._schema_of(key))
-                elif list(enum.enums) != labels[key]:
-                    self.explained.append(tell.changed_labels(name, enum.enums, labels[key]))
-
-    def _add_sequences(self) -> None:
-        there = {self._key(schema, name) for schema, name in self._connection.execute(sa.text(_SEQUENCES))}
-        for metadata in self._models:
-            for sequence in metadata._sequences.values():  # noqa: SLF001 - there is no other way to ask for them
-                key = self._key(sequence.schema, sequence.name)
-                if key not in there:
-                    there.add(key)
-                    text = str(sa.schema.CreateSequence(sequence).compile(dialect=wording.DIALECT))
-                    self._add(f"sequence {_dotted(key)}", _execute(text), needs=self._schema_of(key))
-
-    def _schema_of(self, key: Key) -> tuple[str, ...]:
-        wanted = f"schema {key[0]}"
-        return (wanted,) if any(addition.title == wanted for addition in self.additions) else ()
-
     def _add(
         self, title: str, source: str, *simpler: Variant, alone: bool = False, needs: tuple[str, ...] = ()
     ) -> None:
@@ -208,7 +170,7 @@ class Comparison:
     def _add_table(self, create: ops.CreateTableOp) -> None:
         key = self._key(create.schema, create.table_name)
         table = self._tables[key]
-        title = f"table {_dotted(key)}"
+        title = f"table {dotted(key)}"
         try:
             source = self._source(create)
         except Unwritable as error:
@@ -221,10 +183,10 @@ class Comparison:
         told = tuple(explained for _, explained in lost)
         variants = [Variant(full, told)]
         if kept:
-            more = [blocks_delete(_dotted(key), fk) for fk in kept]
+            more = [blocks_delete(dotted(key), fk) for fk in kept]
             variants.append(Variant(plain, (*told, *more)))
-        needs = self._schema_of(key) + tuple(
-            f"table {_dotted(target)}"
+        needs = self._prerequisites.schema_of(key) + tuple(
+            f"table {dotted(target)}"
             for fk in kept
             if (target := self._key(*referred(fk))) in self._created and target != key
         )
@@ -233,11 +195,11 @@ class Comparison:
 
     def _gone_tables(self, found: list[ops.MigrateOperation], created: list[ops.CreateTableOp]) -> None:
         keys = [self._key(create.schema, create.table_name) for create in created]
-        tables = {_dotted(key): self._tables[key] for key in keys}
+        tables = {dotted(key): self._tables[key] for key in keys}
         for drop in (op for op in found if isinstance(op, ops.DropTableOp)):
             key = self._key(drop.schema, drop.table_name)
             old = wording.existing(self._connection, self._there[key].oid)
-            self.explained.append(tell.gone_table(_dotted(key), table_successor(old, tables)))
+            self.explained.append(tell.gone_table(dotted(key), table_successor(old, tables)))
 
     # ----------------------------------------------------------------------------------------------------------------
     # What changed in tables that are there
@@ -247,7 +209,7 @@ class Comparison:
         if key in self._created:
             for op in change.ops:
                 if isinstance(op, ops.CreateIndexOp):
-                    self._add(f"index {op.index_name}", self._source(op), needs=(f"table {_dotted(key)}",))
+                    self._add(f"index {op.index_name}", self._source(op), needs=(f"table {dotted(key)}",))
             return
         if key not in self._there or key not in self._tables:
             return  # gone with its table, or left out with it
@@ -277,13 +239,13 @@ class Comparison:
                 if op.index_name not in created:
                     self.explained.append(tell.gone("index", str(op.index_name)))
             case ops.CreateTableCommentOp():
-                self._add(f"comment on {_dotted(key)}", without(self._source(op), _is_existing))
+                self._add(f"comment on {dotted(key)}", without(self._source(op), _is_existing))
             case _:
-                self.explained.append(_constraint(_dotted(key), op))
+                self.explained.append(_constraint(dotted(key), op))
 
     def _add_column(self, key: Key, op: ops.AddColumnOp, worded: wording.Column | None) -> None:
         column = op.column
-        table, name = _dotted(key), column.name
+        table, name = dotted(key), column.name
         title = f"column {table}.{name}"
         try:
             source = self._source(op)
@@ -307,7 +269,7 @@ class Comparison:
         self._add(title, source, *simpler, alone=True)
 
     def _alter_column(self, key: Key, op: ops.AlterColumnOp) -> None:
-        table, name = _dotted(key), op.column_name
+        table, name = dotted(key), op.column_name
         there, model = self._words(key)
         old = there.columns[name]
         new = model.columns.get(name)
@@ -334,7 +296,7 @@ class Comparison:
         if name in dropped:
             self.explained.append(tell.changed_index(name))
         elif op.unique:
-            self.explained.append(tell.new_constraint("unique index", name, _dotted(key)))
+            self.explained.append(tell.new_constraint("unique index", name, dotted(key)))
         elif self._there[key].partitioned:
             why = (
                 "CREATE INDEX CONCURRENTLY does not work on a partitioned table, and without it every write waits. "
@@ -345,18 +307,18 @@ class Comparison:
             op.kw["postgresql_concurrently"] = True
             columns = [part if isinstance(part, str) else getattr(part, "name", "") for part in op.columns]
             titles = {addition.title for addition in self.additions}
-            needs = tuple(title for c in columns if (title := f"column {_dotted(key)}.{c}") in titles)
+            needs = tuple(title for c in columns if (title := f"column {dotted(key)}.{c}") in titles)
             self._add(f"index {name}", self._source(op), needs=needs)
 
     def _gone_column(self, key: Key, name: str, successor: tuple[str, str, str] | None) -> None:
         old = self._words(key)[0].columns[name]
         mandatory = old.not_null and old.default is None and not old.identity and old.computed is None
-        self.explained.append(tell.gone_column(_dotted(key), name, mandatory=mandatory, successor=successor))
+        self.explained.append(tell.gone_column(dotted(key), name, mandatory=mandatory, successor=successor))
 
     def _compare_rules(self, key: Key, table: sa.Table) -> None:
         """Compare what Alembic does not: CHECKs, exclusions, generated columns, primary keys."""
         there, model = self._words(key)
-        name = _dotted(key)
+        name = dotted(key)
         for rule, definition in model.rules.items():
             if definition not in there.rules.values():
                 self.explained.append(tell.new_constraint("constraint", f"{rule} on {name}: {definition}", name))
@@ -406,23 +368,6 @@ def _constraint(table: str, op: ops.MigrateOperation) -> Explained:
             return tell.other(f"{type(op).__name__} on {table}", "This difference has no addition that closes it.")
 
 
-def _dotted(key: Key) -> str:
-    return ".".join(part for part in key if part)
-
-
-def _quoted(key: Key) -> str:
-    return ".".join(_quote(part) for part in key if part)
-
-
-def _quote(name: str) -> str:
-    return str(wording.DIALECT.identifier_preparer.quote(name))
-
-
-def _execute(sql: str) -> str:
-    text = " ".join(sql.split("\n")).strip()
-    return written(parsed(f"op.execute({text!r})"))
-
-
 def _default_text(column: sa.Column[Any]) -> str:
     text = str(wording.compiler(column.table).get_column_default_string(column) or "")
     return text.strip()
@@ -453,16 +398,3 @@ def _is_generated(part: ast.AST) -> bool:
         case ast.Call(func=ast.Attribute(attr="Computed" | "Identity")):
             return True
     return _is_nullable(part)
-
-
-_ENUMS = """
-SELECT n.nspname, t.typname, e.enumlabel
-FROM pg_enum AS e
-JOIN pg_type AS t ON t.oid = e.enumtypid
-JOIN pg_namespace AS n ON n.oid = t.typnamespace
-ORDER BY n.nspname, t.typname, e.enumsortorder
-"""
-
-_SEQUENCES = """
-SELECT n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.relkind = 'S'
-"""

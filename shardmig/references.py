@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from shardmig import explanations as tell
+from shardmig.wording import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from shardmig.drafting import Explained
+    from shardmig.wording import Key
 
 __all__ = ["References", "blocks_delete", "referred"]
-
-Key = tuple[str | None, str]
 
 _KEEPS_DELETE = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 
@@ -57,7 +57,7 @@ class References:
             if why is None:
                 kept.append(fk)
             else:
-                lost.append(([column.name for column in fk.columns], _explained(_dotted(key), fk, why)))
+                lost.append(([column.name for column in fk.columns], _explained(dotted(key), fk, why)))
         return lost, kept
 
     def _harm(self, key: Key, fk: sa.ForeignKeyConstraint) -> str | None:
@@ -104,11 +104,7 @@ def _is_unique(target: sa.Table, fk: sa.ForeignKeyConstraint) -> bool:
 
 def _target(fk: sa.ForeignKeyConstraint) -> str:
     columns = ", ".join(element.target_fullname.rpartition(".")[2] for element in fk.elements)
-    return f"{_dotted(referred(fk))} ({columns})"
-
-
-def _dotted(key: Key) -> str:
-    return ".".join(part for part in key if part)
+    return f"{dotted(referred(fk))} ({columns})"
 
 
 _NOT_THERE = (

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DIALECT",
     "Column",
+    "Key",
     "Relation",
     "Wording",
     "compiler",
+    "dotted",
     "existing",
     "of_model",
     "relations",
@@ -37,6 +39,9 @@ __all__ = [
 
 _NO_TEMPORARY = frozenset({"42501", "25006"})  # insufficient_privilege, read_only_sql_transaction
 DIALECT = PGDialect(paramstyle="named")  # type: ignore[no-untyped-call]  # any other style doubles `%`
+
+Key = tuple[str | None, str]
+"""Schema and name of something; None is the schema that unqualified names mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,12 @@ class Wording:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def relations(connection: sa.Connection, schemas: Iterable[str | None]) -> dict[tuple[str | None, str], Relation]:
+def dotted(key: Key) -> str:
+    """Write a key for people, nothing quoted."""
+    return ".".join(part for part in key if part)
+
+
+def relations(connection: sa.Connection, schemas: Iterable[str | None]) -> dict[Key, Relation]:
     """Return the tables of some schemas; None is the schema that unqualified names mean."""
     default = connection.dialect.default_schema_name
     wanted = sorted({schema or str(default) for schema in schemas})
