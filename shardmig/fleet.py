@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import amendment, ledger, renaming
+from shardmig.edges import refuse_unvouched
 from shardmig.errors import (
     ConfigError,
     ShardError,
@@ -138,9 +139,11 @@ class Fleet:
         async def work(run: Run) -> ShardReport | None:
             if not await ledger.version_of(run.session):
                 raise SwitchRefused("it has no ledger; `shardmig apply` begins one", shard=run.session.shard.name)
-            await run.records()  # which upgrades an older ledger
+            records = await run.records()  # which upgrades an older ledger
             if aware is not None:
                 await run.vouch(aware, [flag])
+            elif self.config.rollout.require_aware:
+                refuse_unvouched(records, flag, target)
             if await run.walk(flag, target):
                 return None
             return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, GO_ON)

@@ -61,12 +61,14 @@ class Held:
     Attributes:
         flag: its name.
         state: where it waits.
-        unfilled: it is there for the first time, and the application has to fill it; else it was switched back.
+        unfilled: it is there for the first time, and the application has to fill it.
+        unvouched: nobody said that every process which runs knows it. If neither, it was switched back.
     """
 
     flag: str
     state: State
     unfilled: bool = False
+    unvouched: bool = False
 
 
 def pending(
@@ -75,6 +77,7 @@ def pending(
     *,
     until: Until = Until.LIVE,
     history: Sequence[AcceptedPlan] = (),
+    vouched: bool = True,
 ) -> tuple[tuple[Todo, ...], tuple[Held, ...]]:
     """
     Decide what is left to do on one shard.
@@ -84,6 +87,7 @@ def pending(
         records: what the ledger says.
         until: how far to go.
         history: the whole history, where `plans` is its beginning: what stands in it is not missing here.
+        vouched: flags may leave OLD for DUAL, where a process that does not know them loses what it writes.
 
     Returns:
         What is left, in the order of the history, and the flags that people hold back.
@@ -113,7 +117,7 @@ def pending(
             )
     todo, held = [], []
     for accepted in plans:
-        left, keeps = _left(accepted, records, until)
+        left, keeps = _left(accepted, records, until, vouched=vouched)
         if left is not None:
             todo.append(left)
         if keeps is not None:
@@ -128,7 +132,7 @@ def ahead(history: Sequence[AcceptedPlan], records: Records) -> str:
     return f"it is ahead of these scripts, which do not know {', '.join(newer)}" if newer else ""
 
 
-def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo | None, Held | None]:
+def _left(accepted: AcceptedPlan, records: Records, until: Until, *, vouched: bool) -> tuple[Todo | None, Held | None]:
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
     if row is not None and row.sha256 != accepted.sha256:
@@ -148,6 +152,8 @@ def _left(accepted: AcceptedPlan, records: Records, until: Until) -> tuple[Todo 
     wanted, held, moves_only = _target(plan, until), None, False
     if state < min(reached, wanted):
         held, target = Held(plan.flag, state), None
+    elif state is State.OLD < wanted and plan.has_move and not vouched:
+        held, target = Held(plan.flag, state, unvouched=True), None
     else:
         if plan.filled_elsewhere and until is Until.LIVE and state < State.LIVE:
             held = Held(plan.flag, State.DUAL, unfilled=reached < State.LIVE)

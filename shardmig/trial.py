@@ -185,7 +185,7 @@ class Trial:
 def held_back(records: Records, held: Sequence[Held]) -> ShardReport:
     """Say that people hold flags back, and how to go on."""
     reasons = []
-    if back := [one for one in held if not one.unfilled]:
+    if back := [one for one in held if not (one.unfilled or one.unvouched)]:
         names = ", ".join(f"{one.flag} is {one.state.name}" for one in back)
         reasons.append(f"{names}: somebody switched it back; `shardmig switch {back[0].flag} LIVE` goes forward again")
     reasons += [
@@ -194,4 +194,9 @@ def held_back(records: Records, held: Sequence[Held]) -> ShardReport:
         for one in held
         if one.unfilled
     ]
+    if unknown := [one.flag for one in held if one.unvouched]:
+        reasons.append(
+            f"{', '.join(unknown)} stays OLD until somebody vouches that every process which runs knows it: "
+            "`shardmig apply --aware RELEASE` ([rollout] require_aware)"
+        )
     return ShardReport(records.shard, Outcome.PENDING, 0, "; ".join(reasons))

@@ -376,6 +376,27 @@ async def test_switching_needs_no_canary_and_moves_every_flag(six: list[Shard]) 
     assert {PENDING} == {one.outcome for one in held}, "what people switched back is theirs"
 
 
+async def test_where_somebody_must_vouch_no_flag_leaves_old_without(six: list[Shard]) -> None:
+    fleet = fleet_of(six, SHOP, UPPER, rollout={"require_aware": True})
+
+    canary, *others = await fleet.apply()
+    assert PENDING == canary.outcome
+    assert "--aware RELEASE" in canary.reason
+    assert {"upper": "OLD"} == {name: state for name, state in canary.flags if name == "upper"}
+    assert [(0,)] == run(six[0], "SELECT count(upper_name) FROM customer"), "structure goes on"
+    assert {PENDING} == {one.outcome for one in others}
+    for target in (State.DUAL, State.LIVE):
+        refused = await fleet.switch("upper", target)
+        assert "--aware RELEASE" in refused.shards[0].reason
+
+    assert (await fleet.apply(aware="2026-11")).done
+    assert (await fleet.apply()).done, "nothing leaves OLD any more"
+    for target in (State.DUAL, State.LIVE, State.DUAL, State.OLD):
+        assert (await fleet.switch("upper", target)).done, "nobody who knows the flag has gone"
+    assert not (await fleet.switch("upper", State.LIVE)).done, "that may be long ago: who runs now?"
+    assert (await fleet.switch("upper", State.LIVE, aware="2026-12")).done
+
+
 @pytest.mark.parametrize("aware", ["2026-11", None])
 async def test_whoever_switches_may_vouch_for_the_release_too(six: list[Shard], aware: str | None) -> None:
     fleet = fleet_of(six[:1], SHOP, UPPER)

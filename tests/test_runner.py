@@ -154,6 +154,22 @@ def test_a_flag_that_people_switched_back_is_held() -> None:
     assert (Held("split", State.DUAL),) == held
 
 
+def test_without_a_voucher_structure_is_left_and_the_flag_of_a_move_stays_old() -> None:
+    todo, held = pending(accepted(SHOP, SPLIT), Records("eu1"), vouched=False)
+
+    assert [("0001_shop", (1,), State.LIVE), ("0002_split", (1,), None)] == [
+        (item.plan.revision, item.statements, item.target) for item in todo
+    ]
+    assert (Held("split", State.OLD, unvouched=True),) == held
+
+
+@pytest.mark.parametrize("state", [State.DUAL, State.LIVE])
+def test_what_has_left_old_needs_no_voucher_any_more(state: State) -> None:
+    plans, records = accepted(SHOP, SPLIT)[1:], records_of(SPLIT, done=(1, 2), state=state)
+
+    assert pending(plans, records) == pending(plans, records, vouched=False)
+
+
 def test_a_plan_that_was_begun_otherwise_is_refused_with_the_difference() -> None:
     edited = SPLIT.model_copy(
         update={"steps": (Statement(sql="ALTER TABLE customer ADD COLUMN upper_name varchar(9)"), *SPLIT.steps[1:])}

@@ -35,6 +35,9 @@ migrations = "{migrations}"
 # owner = "shop_owner"                           # role that owns the tables: SET ROLE
 # grant = {{ shop_app = "SELECT, INSERT, UPDATE, DELETE" }}   # on new tables
 
+[rollout]
+require_aware = true                             # `apply` begins no move unless `--aware RELEASE` vouches for what runs
+
 [lint]
 pg_versions = [14, 18]                           # oldest and newest server of the fleet
 # app = ["shop"]                                 # application code that `shardmig check` judges too
