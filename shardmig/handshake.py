@@ -252,8 +252,8 @@ def _without_secrets(message: str, given: Mapping[str, object]) -> str:
     secrets = [given.get(name) for name in ("password", "sslpassword")]
     # An @ or / in a password that was not percent-encoded makes its rest look like a host or a port.
     secrets += [part for name, sign in _MISTAKEN.items() if sign.search(part := str(given.get(name, "")))]
-    for secret in filter(None, secrets):
-        message = message.replace(str(secret), "***")
+    for secret in sorted(map(str, filter(None, secrets)), key=len, reverse=True):  # one may stand in another
+        message = message.replace(secret, "***")
     return message
 
 

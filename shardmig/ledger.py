@@ -128,8 +128,7 @@ async def _install(session: Session, closed: str | None, *, lock_timeout_ms: int
         refuse_newer(version, session.shard)
         await session.flight([set_settings({"lock_timeout": f"{lock_timeout_ms}ms"})])
         for step in STEPS[version:]:
-            # One text, many statements: the simple protocol, for the ledger's own files alone.
-            await session.connection.cursor().execute(_text(step))
+            await session.run_file(_text(step))
         if 0 < version < newest():
             await _upgraded(session, version)
         await _register(session, closed)

@@ -115,6 +115,11 @@ class Session:
             if not self.connection.broken and not self.connection.closed:
                 await self.flight([set_settings(dict(zip(timeouts, before, strict=True)), local=False)])
 
+    async def run_file(self, text: bytes) -> None:
+        """Run many statements in one text, by the simple protocol: for the ledger's own files alone."""
+        async with self._in_time():
+            await self.connection.cursor().execute(text)
+
     async def fetch(self, record: type[T], sql: str, params: Sequence[object] = ()) -> list[T]:
         """Run one SELECT and return its rows as records; column names are the record's fields."""
         return _records(record, (await self._fly([Query(sql, params)], named=True))[0])

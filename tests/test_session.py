@@ -525,6 +525,7 @@ QUOTED = "p%40ss%2Fw%3Ard%27%25x"
         f"host=127.0.0.1 port=1 password {SECRET}",
         f"host=127.0.0.1 port=1 passwd={SECRET}",
         f"postgresql://shop:{QUOTED}@127.0.0.1:port/shop",
+        "postgresql://shop:a@xxxx%20%20yyyy@no.such.host.invalid/shop",  # a message is folded, a secret is not
         f"postgresql://shop:{QUOTED}@no.such.host.invalid/shop",
     ],
 )
@@ -536,7 +537,7 @@ async def test_an_unreachable_shard_never_shows_its_password(url: str, caplog: p
 
     told = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(caught.value) + repr(shard)
     assert str(caught.value).startswith("eu9: ")
-    for secret in (SECRET, QUOTED, "p@ss", "w:rd", "p%40ss", "xxxx"):
+    for secret in (SECRET, QUOTED, "p@ss", "w:rd", "p%40ss", "xxxx", "yyyy"):
         assert secret not in told
 
 
@@ -602,6 +603,18 @@ async def test_a_runner_gives_up_on_an_answer_that_got_lost(shard: Shard, server
             await session.reconnect()
 
             assert 42 == (await session.execute("SELECT 42")).value
+
+
+async def test_a_file_of_statements_that_nobody_answers_is_given_up_too(shard: Shard, servers: list[Server]) -> None:
+    with FaultProxy(servers[0]) as proxy:
+        through = elsewhere(shard, proxy.url(database_of(shard)))
+        async with asyncio.timeout(20), at(through, connect_timeout_s=1) as session:
+            proxy.cut_before("CREATE TABLE a", how="silence")
+            with pytest.raises(psycopg.OperationalError) as caught:
+                await session.run_file(b"CREATE TABLE a (id int); CREATE TABLE b (id int)")
+
+            assert is_connection_lost(caught.value)
+            assert session.connection.closed
 
 
 async def test_a_rollback_that_nobody_answers_is_given_up_too(shard: Shard, servers: list[Server]) -> None:
