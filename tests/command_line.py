@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["become", "load", "shardmig"]
+__all__ = ["become", "load", "project", "shardmig"]
 
 _lock = threading.Lock()
 
@@ -46,6 +46,24 @@ def shardmig(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> s
             raise
         said = [_text(stream) for stream in (out, err)]
     return subprocess.CompletedProcess(arguments, code, *said)
+
+
+def project(root: Path, *, shards: str, move: str) -> None:
+    """Write a project of two revisions, not planned yet: 0001_base makes t (id, a), 0002_x adds b, `move` fills it."""
+    scripts = root / "migrations"
+    scripts.mkdir()
+    (scripts / "HEAD").write_text("0002_x\n")
+    (scripts / "0001_base.py").write_text(
+        '"""base"""\nimport sqlalchemy as sa\nfrom alembic import op\n\n'
+        'revision, down_revision = "0001_base", None\n\n\ndef upgrade():\n'
+        '    op.create_table("t", sa.Column("id", sa.BigInteger, primary_key=True), sa.Column("a", sa.Text))\n'
+    )
+    (scripts / "0002_x.py").write_text(
+        '"""x"""\nimport sqlalchemy as sa\nfrom alembic import op\nfrom shardmig.operations import move_rows\n\n'
+        'revision, down_revision = "0002_x", "0001_base"\n\n\ndef upgrade():\n'
+        f'    op.add_column("t", sa.Column("b", sa.Text))\n\n\ndef move():\n    {move}\n'
+    )
+    (root / "shardmig.toml").write_text(shards)
 
 
 @functools.cache

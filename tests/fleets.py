@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from shardmig.local import Server
 
-__all__ = ["NOTE", "SHOP", "UPPER", "accepted", "fleet_of", "many", "plan", "run", "upper"]
+__all__ = ["COLUMN", "NOTE", "SHOP", "UPPER", "accepted", "fleet_of", "many", "plan", "run", "upper"]
 
 
 def plan(revision: str, *steps: Statement | Move | Switch, parent: str | None = None, **more: Any) -> Plan:
@@ -45,12 +45,13 @@ SHOP = plan(
     "0001_shop", Statement(sql="CREATE TABLE customer (id bigint PRIMARY KEY, name text)"), Switch(to=State.LIVE)
 )
 UPPER = upper("UPDATE customer SET upper_name = upper(name) WHERE {batch}")
-NOTE = plan(
-    "0003_note",
+COLUMN = plan(
+    "0002_note",
     Statement(sql="ALTER TABLE customer ADD COLUMN note text"),
     Switch(to=State.LIVE),
-    parent="0002_upper",
+    parent="0001_shop",
 )
+NOTE = COLUMN.model_copy(update={"revision": "0003_note", "parent": "0002_upper"})
 
 
 def accepted(*plans: Plan) -> list[AcceptedPlan]:

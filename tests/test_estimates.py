@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from command_line import shardmig
+from command_line import project, shardmig
 from fleets import fleet_of
 from moving import VERSIONS, customers, moving, plan_of, same_table, second_table
 
@@ -234,23 +234,11 @@ async def test_a_dry_run_leaves_no_trace() -> None:
 
 
 async def test_the_command_tells_each_shard_in_text_and_json(shard: Shard, connect: Connect, tmp_path: Path) -> None:
-    scripts = tmp_path / "migrations"
-    scripts.mkdir()
-    (scripts / "HEAD").write_text("0002_x\n")
-    (scripts / "0001_base.py").write_text(
-        '"""base"""\nimport sqlalchemy as sa\nfrom alembic import op\n\n'
-        'revision, down_revision = "0001_base", None\n\n\ndef upgrade():\n'
-        '    op.create_table("t", sa.Column("id", sa.BigInteger, primary_key=True), sa.Column("a", sa.Text))\n'
-    )
-    (scripts / "0002_x.py").write_text(
-        '"""x"""\nimport sqlalchemy as sa\nfrom alembic import op\nfrom shardmig.operations import move_rows\n\n'
-        'revision, down_revision = "0002_x", "0001_base"\n\n\ndef upgrade():\n'
-        '    op.add_column("t", sa.Column("b", sa.Text))\n\n\ndef move():\n'
-        '    move_rows("t", forward={"b": "upper(a)"})\n'
-    )
-    (tmp_path / "shardmig.toml").write_text(
-        f'[shards.eu1]\nurl = "{shard.url.get_secret_value()}"\n'
-        '[shards.gone]\nurl = "postgresql://nobody@127.0.0.1:1/x?connect_timeout=1"\n'
+    project(
+        tmp_path,
+        shards=f'[shards.eu1]\nurl = "{shard.url.get_secret_value()}"\n'
+        '[shards.gone]\nurl = "postgresql://nobody@127.0.0.1:1/x?connect_timeout=1"\n',
+        move='move_rows("t", forward={"b": "upper(a)"})',
     )
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from fleets import SHOP, UPPER, fleet_of, many, plan, run
+from fleets import COLUMN, SHOP, UPPER, fleet_of, many, plan, run
 from servers import proxied
 
 from shardmig.config import Config, Lint, Shard
@@ -33,12 +33,6 @@ ORDERS = plan(
     ),
     Statement(sql="ALTER TABLE customer ADD COLUMN email text"),
     Statement(sql="CREATE TABLE invoice (id bigint PRIMARY KEY)"),
-    Switch(to=State.LIVE),
-    parent="0001_shop",
-)
-COLUMN = plan(
-    "0002_note",
-    Statement(sql="ALTER TABLE customer ADD COLUMN note text"),
     Switch(to=State.LIVE),
     parent="0001_shop",
 )

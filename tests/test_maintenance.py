@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from fleets import NOTE, SHOP, UPPER, fleet_of
+from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of
 
 from shardmig import Flag, Flags, ShardInMaintenance, State
 from shardmig.events import FlagSwitched, MaintenanceSet, StepDone, StepStarted, Waiting, Warned
@@ -154,8 +154,8 @@ async def test_an_application_is_refused_loses_nothing_and_is_served_again(shard
 
 async def test_what_can_be_done_online_is_done_before_the_shard_is_closed(shard: Shard, connect: Connect) -> None:
     await shop(shard, connect)
-    note = NOTE.model_copy(update={"revision": "0002_note", "parent": "0001_shop"})
-    fleet = fleet_of([shard], SHOP, note, OFFLINE.model_copy(update={"parent": "0002_note", "revision": "0003_upper"}))
+    offline = OFFLINE.model_copy(update={"parent": "0002_note", "revision": "0003_upper"})
+    fleet = fleet_of([shard], SHOP, COLUMN, offline)
     events = told(fleet)
 
     assert (await fleet.apply()).done

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from command_line import shardmig
+from command_line import project, shardmig
 from fleets import accepted
 from moving import FLAG, customers, moving, plan_of, same_table, second_table
 
@@ -173,23 +173,13 @@ async def test_rows_are_verified_while_they_move_as_far_as_they_are_moved(
         assert (0, False, None) == (all_.rows, all_.moving, all_.note)
 
 
-def project(tmp_path: Path, shard: Shard) -> None:
-    scripts = tmp_path / "migrations"
-    scripts.mkdir()
-    (scripts / "0001_base.py").write_text(
-        '"""base"""\nimport sqlalchemy as sa\nfrom alembic import op\n\n'
-        'revision, down_revision = "0001_base", None\n\n\ndef upgrade():\n'
-        '    op.create_table("t", sa.Column("id", sa.BigInteger, primary_key=True), sa.Column("a", sa.Text))\n'
+def planned(tmp_path: Path, shard: Shard) -> None:
+    project(
+        tmp_path,
+        shards=f'[shards.{shard.name}]\nurl = "{shard.url.get_secret_value()}"\n',
+        move='move_rows("t", writes=("b",), forward="UPDATE t SET b = lower(a) WHERE {batch}",\n'
+        '              check="SELECT id FROM t WHERE {batch} AND b IS DISTINCT FROM upper(a)")',
     )
-    (scripts / "0002_x.py").write_text(
-        '"""x"""\nimport sqlalchemy as sa\nfrom alembic import op\nfrom shardmig.operations import move_rows\n\n'
-        'revision, down_revision = "0002_x", "0001_base"\n\n\ndef upgrade():\n'
-        '    op.add_column("t", sa.Column("b", sa.Text))\n\n\ndef move():\n'
-        '    move_rows("t", writes=("b",), forward="UPDATE t SET b = lower(a) WHERE {batch}",\n'
-        '              check="SELECT id FROM t WHERE {batch} AND b IS DISTINCT FROM upper(a)")\n'
-    )
-    (tmp_path / "shardmig.toml").write_text(f'[shards.{shard.name}]\nurl = "{shard.url.get_secret_value()}"\n')
-    (scripts / "HEAD").write_text("0002_x\n")
     assert 0 == run(tmp_path, "plan").returncode
 
 
@@ -198,7 +188,7 @@ def run(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_apply_and_switch_export_what_their_check_found(shard: Shard, connect: Connect, tmp_path: Path) -> None:
-    project(tmp_path, shard)
+    planned(tmp_path, shard)
     assert 0 == run(tmp_path, "apply", "0001_base", "--all").returncode
     connect(shard).execute("INSERT INTO t SELECT g, 'x' || g FROM generate_series(1, 30) g")
 

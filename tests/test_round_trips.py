@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from fleets import NOTE, SHOP, fleet_of, plan
+from fleets import COLUMN, SHOP, fleet_of, plan
 from servers import FaultProxy
 
 from shardmig.config import Shard
@@ -23,7 +23,6 @@ TABLES = plan(
     Switch(to=State.LIVE),
     parent="0001_shop",
 )
-COLUMN = NOTE.model_copy(update={"parent": "0001_shop"})
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from fleets import SHOP, fleet_of, plan
+from fleets import COLUMN, SHOP, fleet_of, plan
 
 from shardmig import local
 from shardmig.config import SessionSettings, Shard
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from shardmig.fleet import Fleet
     from shardmig.local import Server
 
-COLUMN = plan(
-    "0002_note",
-    Statement(sql="ALTER TABLE customer ADD COLUMN note text"),
-    Switch(to=State.LIVE),
-    parent="0001_shop",
-)
 MOVED = plan(
     "0002_note",
     Statement(sql="ALTER TABLE customer ADD COLUMN note text"),

@@ -108,6 +108,7 @@ def test_a_password_is_in_no_output(project: Project) -> None:
         ):
             result = project.run(*verb, code=None)
             assert "s3cret" not in result.out + result.err
+            assert "eu1" in result.out + result.err
 
 
 def test_the_wrong_database_behind_a_name_is_refused_before_anything_is_written(project: Project) -> None:
