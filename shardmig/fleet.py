@@ -172,7 +172,8 @@ class Fleet:
         others = [shard for shard in self.config.shards.values() if shard.name not in new]
         found = await replace(self, targets=others).status()
         if silent := [one for one in found if one.records is None or one.outcome is Outcome.PLAN_CHANGED]:
-            reasons = "; ".join(f"{one.shard}: {one.reason or one.outcome.value}" for one in silent)
+            whys = [(one.shard, one.reason.removeprefix(f"{one.shard}: ") or one.outcome.value) for one in silent]
+            reasons = "; ".join(f"{shard}: {why}" for shard, why in whys)
             raise ConfigError(f"the flags' lowest states are not known, so nothing was begun: {reasons}")
         states = lowest_states(self.plans, [one.records for one in found if one.records is not None])
 

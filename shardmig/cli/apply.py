@@ -40,7 +40,7 @@ def apply(
     aware: options.Aware = None,
     expect: options.Expect = None,
     part: options.Partition = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Only shards that are not done.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only shards that are not done, behind the canary.")] = False,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", envvar="SHARDMIG_YES", help="Walk all waves without asking first.")
     ] = False,
@@ -85,6 +85,8 @@ def apply(
     if failed:
         found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)
         behind = {one.shard for one in found if one.outcome is not Outcome.DONE}
+        if behind:  # the first of them would be the canary, and one that fails again would stop all others
+            behind |= {shard.name for each in fleet.waves() if each.canary for shard in each.shards}
         fleet.targets = [target for target in chosen if target.name in behind]
     if dry_run:
         found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision, forecast=True), quiet=True)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["show_gate", "show_history", "show_left", "show_report", "show_same", "show_status", "show_steps"]
 
 _SHA256 = 64  # characters
+_SURE = frozenset({Outcome.DONE, Outcome.PENDING, Outcome.MAINTENANCE})  # what a status says of a shard that answered
+_ASKED = _SURE | {Outcome.PLAN_CHANGED}
 
 
 def show_report(report: Report, output: str, *, wide: bool = False) -> NoReturn:
@@ -99,24 +101,23 @@ def show_left(found: Sequence[ShardStatus], plans: Sequence[AcceptedPlan], outpu
         for line in _left(found):
             tell(line)
         tell(f"nothing was changed; head is {plans[-1].plan.revision if plans else 'none'}")
-    sure = {Outcome.DONE, Outcome.PENDING, Outcome.MAINTENANCE}
-    raise typer.Exit(0 if all(one.outcome in sure and not one.refused for one in found) else 1)
+    raise typer.Exit(0 if all(one.outcome in _SURE and not one.refused for one in found) else 1)
 
 
 def _left(found: Sequence[ShardStatus]) -> Iterator[str]:
     """Say what is left; shards of which the same is to be said share it, and only how long moves take may differ."""
     said = overview.told((one.shard, one.reason) for one in found)
-    groups: dict[tuple[str, ...], list[ShardStatus]] = {}
+    groups: dict[tuple[tuple[str, ...], str], list[ShardStatus]] = {}
     for one in found:
-        groups.setdefault(tuple(_tasks(one, "NAME")), []).append(one)
-    for same, alike in groups.items():
-        if not same:
-            yield from (
-                f"{one.shard}: {'nothing to do' if one.outcome is Outcome.DONE else said[one.shard]}" for one in alike
-            )
+        nothing = "" if one.left else "nothing to do" if one.outcome is Outcome.DONE else said[one.shard]
+        groups.setdefault((tuple(_tasks(one, "NAME")), nothing), []).append(one)
+    for (_, nothing), alike in groups.items():
+        names = overview.named([one.shard for one in alike])
+        if nothing:
+            yield f"{names}: {nothing}"
             continue
         first, together = alike[0], len({tuple(map(str, one.forecasts)) for one in alike}) == 1
-        yield f"{overview.named([one.shard for one in alike])}:"
+        yield f"{names}:"
         for line in _tasks(first, first.shard if len(alike) == 1 else "NAME", takes=together):
             yield f"  {line}"
         if not together:
@@ -245,18 +246,18 @@ def _states_of(records: Records) -> dict[str, str]:
     return {name: records.state(name).name for name in records.flags}
 
 
-def show_history(found: Sequence[ShardStatus], output: str) -> None:
-    """Write the logs of shards, the plans applied among them, oldest first."""
+def show_history(found: Sequence[ShardStatus], output: str) -> NoReturn:
+    """Write the logs of shards, the plans applied among them, oldest first; exit 1 if one could not be asked."""
     if output == "json":
         show_json({"version": 1, "shards": [{"shard": one.shard, "log": _log_body(one)} for one in found]})
-        return
-    for one in found:
+    for one in found if output != "json" else ():
         tell(f"{one.shard}: {overview.brief(one.shard, one.reason)}" if one.records is None else f"{one.shard}:")
         for line in _log_body(one):
             change = f"{_short(line['before'])} → {_short(line['after'])}" if line["after"] else ""
             what = _joined(str(line["flag"] or line["revision"] or ""), change, sep=" ")
             why = f" “{line['reason']}”" if line["reason"] else ""
             tell(f"  {line['at'].isoformat(timespec='seconds')}  {line['action']:<12} {what}  by {line['by']}{why}")
+    raise typer.Exit(0 if all(one.outcome in _ASKED for one in found) else 1)
 
 
 def _short(value: str | None) -> str:

@@ -93,12 +93,13 @@ def _rows(
 
 def _show(verdicts: Sequence[Verdict], plans: int) -> None:
     from shardmig.cli import console
+    from shardmig.cli.overview import own
     from shardmig.verification import alike
 
     for group, differences in alike(verdicts):
         first = group[0]
         if first.problem is not None:
-            console.tell(f"not looked at: {_names(group)}: {first.problem}")
+            console.tell(f"not looked at: {_names(group)}: {own(first.shard, first.problem)}")
         elif not differences:
             console.tell(f"{len(group)} {_shards(group)} as the plans say: {_names(group)}{_behind(group, plans)}")
         else:
@@ -145,10 +146,12 @@ def _what(difference: Difference) -> str:
 
 def _show_rows(rows: Sequence[Disagreeing]) -> None:
     from shardmig.cli import console
+    from shardmig.cli.overview import own
 
     for one in rows:
         if one.problem or one.note:
-            console.tell(f"{one.shard}  {one.table}: {one.problem or f'nothing to compare, {one.note}'} ({one.state})")
+            said = own(one.shard, one.problem) if one.problem else f"nothing to compare, {one.note}"
+            console.tell(f"{one.shard}  {one.table}: {said} ({one.state})")
         elif one.rows:
             keys = ", ".join("(" + ", ".join(key) + ")" for key in one.keys)
             more = ", …" if one.rows > len(one.keys) else ""

@@ -35,7 +35,7 @@ def test_failed_means_the_shards_that_are_not_done_and_events_are_lines_of_json(
     project.run("apply", "--all", "--failed", "--log-json", str(log))
 
     events = [json.loads(line) for line in log.read_text().splitlines()]
-    assert {"us1", "us2"} == {event["shard"] for event in events}
+    assert {"us1", "us2"} == {event["shard"] for event in events if event["event"] == "StepStarted"}
     assert {"done"} == {event["outcome"] for event in events if event["event"] == "OutcomeReached"}
     assert all(event["seconds"] >= 0 and event["revision"] for event in events if event["event"] == "StepDone")
     assert ["OLD", "DUAL"] == [
@@ -43,6 +43,24 @@ def test_failed_means_the_shards_that_are_not_done_and_events_are_lines_of_json(
         for event in events
         if event["event"] == "FlagSwitched" and (event["shard"], event["flag"]) == ("us1", "split_name")
     ]
+
+
+def test_a_shard_that_fails_again_stops_no_other_one_when_only_failed_ones_are_meant(project: Project) -> None:
+    """The canary is done, so it is still the canary: else the first that failed would be."""
+    project.run("apply", "--shard", "eu1")
+    project.query("eu2", "CREATE SCHEMA shardmig")
+
+    again = project.run("apply", "--all", "--failed", code=1).out
+
+    assert re.search(r"^eu2 +failed", again, re.MULTILINE)
+    assert re.search(r"^us1 +done", again, re.MULTILINE)
+    assert "3 of 4 shards done (1 failed)" in again
+
+    assert "eu2: a schema shardmig is there" in project.run("history", "--all", code=1).out
+    verified = project.run("verify", "--all", "--data", "split_name", code=1).out
+    assert "not looked at: eu2: a schema shardmig is there" in verified
+    assert "eu2  customer: a schema shardmig is there" in verified
+    assert "eu1, us1, us2: nothing to do" in project.run("apply", "--all", "-n", code=1).out
 
 
 def test_parts_of_the_fleet_make_the_whole_and_status_counts_outcomes(project: Project) -> None:
