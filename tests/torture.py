@@ -291,6 +291,7 @@ class Traffic:
         processes: how many beside this one. What they saw comes with the end.
         pause_s: longest ordinary pause inside a transaction; a few are ten times as long, and very few take LONG_S.
         lingers: share of pauses that take LONG_S.
+        reads: they only read, which a standby lets them.
         seed: of what they do.
         endures: what may happen to a transaction without being a finding, by the name under which it is counted.
         counts: what became of transactions.
@@ -306,6 +307,7 @@ class Traffic:
     processes: int = 2
     pause_s: float = 0.03
     lingers: float = 0.0015
+    reads: bool = False
     seed: int = 1
     endures: dict[type[Exception], str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -415,9 +417,9 @@ class _Worker:
     def _transaction(self, connection: psycopg.Connection[Any]) -> str:
         dice = self.dice
         flag, kind = dice.choice((LABEL, ADDRESS)), dice.random()
-        [isolation] = dice.choices(_LEVELS, (70, 20, 10))
+        isolation = None if self.traffic.reads else dice.choices(_LEVELS, (70, 20, 10))[0]  # a standby has its own
         self.traffic.levels[str(isolation)] += 1
-        writes = kind > 0.35
+        writes = kind > 0.35 and not self.traffic.reads
         try:
             with self.flags.transaction(
                 connection, shard=self.traffic.shard, write=writes, isolation=isolation

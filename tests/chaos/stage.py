@@ -86,13 +86,21 @@ class Stage:
                 with self.connected(shard) as connection:
                     connection.execute(SEED)
             for number, shard in enumerate(SHARDS):
-                how = {"threads": 4 - number, "processes": 0, "pause_s": 0.1, "lingers": 0.03}
-                traffic = Traffic(self.url(shard), shard, seed=self.seed + number, endures=_ENDURED, **how)
-                self.traffic[shard] = stack.enter_context(traffic)
+                self.traffic[shard] = stack.enter_context(self._traffic(shard, threads=4 - number))
+            if self.standby is not None:
+                shard = SHARDS[0]
+                behind = self._traffic(shard, url=self.standby.url(shard), threads=1, reads=True)
+                self.traffic["standby"] = stack.enter_context(behind)
             yield
             for run in self._runs:
                 run.send(signal.SIGCONT)
                 run.send(signal.SIGKILL)
+
+    def _traffic(self, shard: str, url: str | None = None, **how: Any) -> Traffic:
+        seed = self.seed + len(self.traffic)
+        return Traffic(
+            url or self.url(shard), shard, processes=0, pause_s=0.1, lingers=0.03, seed=seed, endures=_ENDURED, **how
+        )
 
     def url(self, shard: str) -> str:
         """Name whichever server takes writes."""

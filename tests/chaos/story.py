@@ -14,6 +14,7 @@ import psycopg
 
 from chaos.looks import look_at
 from chaos.stage import SHARDS, Stage
+from shardmig import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +89,8 @@ class Chaos(Stage):
         self.start("apply", *upto, *self._where(), *until, *over)
 
     def _switch(self) -> None:
-        there = set(self._below_live(SHARDS[0]))
-        flag = self.dice.choice([flag for flag in self.history.flags[1:] if flag in there] or self.history.flags[1:])
+        there = self._flags(self.dice.choice(SHARDS), below=4)[1:]  # of the shop nobody thinks
+        flag = self.dice.choice(there or self.history.flags[1:])
         state = self.dice.choice(["OLD", "DUAL", "DUAL", "LIVE", "LIVE", "LIVE", "DONE"])
         more = [option for option in ("--take-over", "--recheck") if self.dice.random() < 0.25]
         self.start("switch", flag, state, *self._where(), "--yes", *more)
@@ -221,11 +222,12 @@ class Chaos(Stage):
         told = {one["shard"]: one for one in json.loads((run.place / "out").read_text())["shards"]}
         for shard in SHARDS:
             with self.connected(shard) as connection:
-                wrong = [*look_at(connection, self.history, told[shard])]
-            traffic = self.traffic[shard]
+                for one in look_at(connection, self.history, told[shard]):
+                    self.found(f"{shard}: {one}")
+        for name, traffic in self.traffic.items():
             read, traffic.wrong[:] = list(traffic.wrong), []
-            for one in [*wrong, *read[:5]]:
-                self.found(f"{shard}: {one}")
+            for one in read[:5]:
+                self.found(f"{name}: {one}")
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ class Chaos(Stage):
                 break
             # Somebody switched it back, or has to fill it; the canary goes first, and the other waits for it.
             for shard in SHARDS:
-                for flag in self._below_live(shard):
+                for flag in self._flags(shard, below=State.LIVE):
                     self.finish(self.start("switch", flag, "LIVE", "--shard", shard))
         self.must("apply", "--all")
         self._look()
@@ -280,7 +282,8 @@ class Chaos(Stage):
         time.sleep(_PREPARED_S)
         self._resolve()
 
-    def _below_live(self, shard: str) -> list[str]:
+    def _flags(self, shard: str, *, below: int) -> list[str]:
+        """Name a shard's flags in states below one, in the order of their revisions."""
+        sql = "SELECT flag FROM shardmig.flag WHERE state < %s ORDER BY revision"
         with self.connected(shard) as connection:
-            rows = connection.execute("SELECT flag FROM shardmig.flag WHERE state < 2 ORDER BY revision").fetchall()
-        return [flag for (flag,) in rows]
+            return [flag for (flag,) in connection.execute(sql, [below]).fetchall()]
