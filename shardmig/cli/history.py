@@ -23,7 +23,7 @@ def history(
     """Show what was applied, switched and decided on shards: what, from, to, when, by whom and why."""
     from shardmig.cli import progress, project, results
 
-    here = project.load(config)
+    here = project.anyhow(config)
     chosen = options.targets(here.config, shard, everything=everything)
     fleet = here.fleet(chosen)
     results.show_history(progress.run(fleet, lambda: fleet.status(log=True), quiet=True), output)

@@ -30,7 +30,7 @@ def maintenance(
     """Set or lift maintenance; returns when nobody is inside any more who does not know of it."""
     from shardmig.cli import progress, project, results
 
-    here = project.load(config)
+    here = project.anyhow(config)
     chosen = options.targets(here.config, shard, everything=everything)
     fleet = here.fleet(chosen, terminate_older_than_s=terminate_older_than, reason=reason)
     report = progress.run(fleet, lambda: fleet.maintain({"on": "offline"}.get(mode, mode)))

@@ -65,7 +65,7 @@ def _tell(
 ) -> None:
     from shardmig.cli import progress, project, results
 
-    here = project.load(config)
+    here = project.anyhow(config)
     here.plan_of_flag(flag)
     chosen = options.targets(here.config, shard, everything=everything, wave=wave, tag=tag)
     fleet = here.fleet(chosen, reason=reason)

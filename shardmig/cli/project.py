@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardmig import config as configuration
 from shardmig.cli import options
+from shardmig.cli.console import note
 from shardmig.errors import ConfigError, LintFailed, PlanError, ScriptError, ShardmigError
 from shardmig.fleet import Fleet
 from shardmig.repository import accepted_of, committed_plans, loaded_plans
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from shardmig.config import Config, Shard, Speed
     from shardmig.plan import AcceptedPlan
 
-__all__ = ["Project", "glance", "load"]
+__all__ = ["Project", "anyhow", "glance", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,15 @@ def glance(path: Path | None) -> Project:
         return _project(config)
     except (ScriptError, PlanError, LintFailed) as error:
         return Project(config, committed_plans(config), disorder=error)
+
+
+def anyhow(path: Path | None) -> Project:
+    """Load for verbs that need no script: whoever lets a move rest at night has not to mend a merge before."""
+    here = glance(path)
+    if here.disorder is not None:
+        wrong, _, _ = str(here.disorder).partition("\n")
+        note(f"the scripts are not in order, which is not needed here: {wrong}")
+    return here
 
 
 def _project(config: Config) -> Project:

@@ -155,3 +155,11 @@ def test_scripts_that_are_not_in_order_keep_nobody_from_looking_at_the_fleet(pro
     assert seen.err.startswith("note: compared with the committed plan files, for the scripts are not in order: ")
     assert ("0002_split_name" in seen.err) == (disorder != "HEAD")
     project.run("apply", "--all", code=2)
+    for verb in (
+        "history",
+        "maintenance on",
+        "maintenance off",
+        "pause split_name --reason night",
+        "resume split_name",
+    ):
+        assert "not in order, which is not needed here" in project.run(*verb.split(), "--all").err
