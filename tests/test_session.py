@@ -343,6 +343,13 @@ async def test_a_second_runner_is_told_who_the_first_is(shard: Shard) -> None:
             assert 1 == (await reader.execute("SELECT 1")).value
 
 
+async def test_a_short_limit_of_statements_is_none_of_the_wait_for_another_runner(shard: Shard) -> None:
+    async with at(shard):
+        with pytest.raises(ShardBusy, match="another runner works on this shard"):
+            async with at(shard, statement_timeout_s=0.1):
+                pass
+
+
 async def test_shards_that_share_a_database_do_not_share_a_lock(shard: Shard) -> None:
     async with at(shard), at(Shard.model_validate({**shard.model_dump(), "name": "eu1b"})) as other:
         assert 1 == (await other.execute("SELECT 1")).value

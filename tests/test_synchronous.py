@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from fleets import COLUMN, SHOP, fleet_of, plan
 
-from shardmig import local
+from shardmig import local, pulse
 from shardmig.config import SessionSettings, Shard
 from shardmig.events import FlagSwitched, StepDone
 from shardmig.locking import under_lock
@@ -144,3 +144,22 @@ async def until_the_column_is_there(fleet: Fleet, shard: Shard, until: Until) ->
         assert not [event for event in told if event.shard == shard.name]
         await let_go(admin, task)
         assert [Outcome.DONE] == [one.outcome for one in await task if one.shard == shard.name]
+
+
+async def test_a_commit_that_waits_for_a_standby_is_not_taken_for_a_server_that_hangs(
+    shop: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No limit of a statement holds there: it has been asked three times what it does, and says what it waits for."""
+    monkeypatch.setattr(pulse, "_LONGEST_S", 0.2)
+    settings = SessionSettings(connect_timeout_s=1, statement_timeout_s=0.2)
+    async with (
+        await psycopg.AsyncConnection.connect(shop.url.get_secret_value(), autocommit=True) as admin,
+        open_session(shop, settings, pg_versions=(14, 18)) as session,
+    ):
+        work = asyncio.create_task(session.transact([Query("CREATE TABLE waited (id int)")]))
+        pid, _ = await halted(admin)
+        await asyncio.wait([work], timeout=3.5)
+
+        assert not work.done()
+        await admin.execute("SELECT pg_cancel_backend(%s)", [pid])
+        await work
