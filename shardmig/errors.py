@@ -221,7 +221,7 @@ class Fenced(ShardError):
 
 
 class InDoubt(ShardError):
-    """The connection broke during COMMIT; apply again: the fence decides whether the step happened."""
+    """The connection broke during COMMIT; give the same command again: the ledger there decides whether it happened."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
