@@ -131,6 +131,7 @@ def test_a_dry_run_tells_what_is_done_once_and_how_long_it_takes_for_each(projec
     planned = project.run("apply", "--all", "-n").out
 
     assert 1 == planned.count("0002_split_name (")
+    assert "    customer: about" not in planned, "that is one shard's"
     takes = re.findall(r"^  (\w+): 0002_split_name: customer: about (\d+) rows", planned, re.MULTILINE)
     assert [name for name, _ in takes] == [shard for shard in ALL if shard in dict(takes)]
     assert len({rows for _, rows in takes}) > 1
