@@ -710,9 +710,14 @@ async def test_flags_are_kept_under_the_epoch_that_came_with_them(
 
 
 _COUNTER = """
-    CREATE SEQUENCE shardmig.counter;
     CREATE OR REPLACE FUNCTION shardmig.draw_epoch() RETURNS bigint LANGUAGE sql VOLATILE
-        AS 'SELECT max(epoch) + 1 FROM shardmig.shard'
+        AS 'SELECT max(epoch) + 1 FROM shardmig.shard';
+    DO $$
+    BEGIN
+        EXECUTE replace(pg_get_functiondef('shardmig.on_flag_write'::regproc),
+            'uuid_hash_extended(gen_random_uuid(), 0)', 'shardmig.draw_epoch()');
+    END
+    $$
 """
 
 
