@@ -12,6 +12,7 @@ import os
 import random
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import cache
 from importlib import resources
 from itertools import count
 from typing import TYPE_CHECKING
@@ -331,6 +332,7 @@ async def accept_proof(session: Session, reason: str | None) -> None:
     )
 
 
+@cache
 def os_user() -> str:
     """Name the operating system's user, for the log."""
     with suppress(Exception):  # no passwd entry in a container is no reason to stop

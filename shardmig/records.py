@@ -7,6 +7,7 @@ Reading everything is one flight of queries; whoever reads needs no turn.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from psycopg import errors as pg
@@ -174,22 +175,24 @@ class Records:
 
 _LACKING = (pg.UndefinedTable, pg.UndefinedColumn, pg.UndefinedFunction, pg.InvalidSchemaName)
 
+# A server process that is new pays more for a join, or for putting rows in order, than for the rows.
 _SHARD = """
-SELECT s.shard, s.schema_name, shardmig.ledger_version(), s.epoch, s.maintenance, s.reason, r.term, r.holder, r.since
-FROM shardmig.shard s JOIN shardmig.runner r USING (shard) WHERE s.shard = $1 OR s.schema_name = $2"""
+SELECT shard, schema_name, shardmig.ledger_version(), epoch, maintenance, reason
+FROM shardmig.shard WHERE shard = $1 OR schema_name = $2"""
+_RUNNER = "SELECT term, holder, since FROM shardmig.runner WHERE shard = $1"
 _FLAGS = """
 SELECT flag, revision, state, has_move, cross_table, needs, drained, new_valid, old_valid, epoch, changed_at
-FROM shardmig.flag WHERE shard = $1 ORDER BY revision"""
+FROM shardmig.flag WHERE shard = $1"""
 _MIGRATIONS = """
 SELECT revision, position, flag, sha256, CASE WHEN sha256 = ANY ($2::text[]) THEN '' ELSE plan END, started_at,
     finished_at, started_by
-FROM shardmig.migration WHERE shard = $1 ORDER BY position"""
+FROM shardmig.migration WHERE shard = $1"""
 STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
     bounded_at, upto, cursor, rows, batches, rows_estimated,
     CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN rows_per_s END,
     CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN eta_s END, check_cursor, checked_rows, checked_at,
     waiting, paused"""
-_STEPS = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1 ORDER BY revision, number"
+_STEPS = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1"
 _LOG = """
 SELECT at, action, flag, revision, before, after, reason, session_user_name, os_user
 FROM shardmig.log WHERE shard = $1 ORDER BY id"""
@@ -199,6 +202,7 @@ def records_queries(shard: Shard, *, known: Collection[str] = ()) -> list[Query]
     """Ask for everything about a shard as part of another flight; `read_records` then has its answers."""
     return [
         Query(_SHARD, [shard.name, shard.schema_name]),
+        Query(_RUNNER, [shard.name]),
         Query(_FLAGS, [shard.name]),
         Query(_MIGRATIONS, [shard.name, sorted(known)]),
         Query(_STEPS, [shard.name]),
@@ -228,11 +232,11 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
         raise _not_ours(session, error) from error
     if answers is None:
         return None
-    found, flags, migrations, steps = answers
+    found, runner, flags, migrations, steps = answers
     row = _own_row(session, found.rows)
-    if row is None:
+    if row is None or not runner.rows:
         return None
-    version, epoch, maintenance, reason, term, holder, since = row
+    (version, epoch, maintenance, reason), (term, holder, since) = row, runner.rows[0]
     return Records(
         shard=name,
         version=version,
@@ -244,8 +248,8 @@ async def read_records(session: Session, *, known: Collection[str] = ()) -> Reco
         since=since,
         at_work=holder is not None and await is_at_work(session),
         flags=flags_of(flags),
-        migrations={row[0]: MigrationRow(*row) for row in migrations.rows},
-        steps={(row[0], row[1]): StepRow(*row) for row in steps.rows},
+        migrations={row[0]: MigrationRow(*row) for row in sorted(migrations.rows, key=itemgetter(1))},
+        steps={(row[0], row[1]): StepRow(*row) for row in sorted(steps.rows, key=itemgetter(0, 1))},
     )
 
 
@@ -314,7 +318,7 @@ def flags_query(shard: str) -> Query:
 
 def flags_of(found: Result) -> dict[str, FlagRow]:
     """Read what `flags_query` returned."""
-    return {row[0]: FlagRow(*row) for row in found.rows}
+    return {row[0]: FlagRow(*row) for row in sorted(found.rows, key=itemgetter(1))}
 
 
 async def last_states(session: Session) -> tuple[tuple[str, str], ...]:

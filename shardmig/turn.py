@@ -18,7 +18,6 @@ from psycopg import errors as pg
 
 from shardmig import planfile
 from shardmig.errors import Fenced, ShardError, SwitchedMeanwhile
-from shardmig.flight import refuse_nothing
 from shardmig.ledger import os_user, translated
 from shardmig.plan import step_sha256
 from shardmig.records import STEP_COLUMNS, StepRow
@@ -137,12 +136,10 @@ class Turn:
 
         A turn that `ends` with its flight names no holder.
         """
-        return refuse_nothing(
-            Query(
-                "UPDATE shardmig.runner SET term = $2, holder = $3, "
-                "since = CASE WHEN $3::text <> '' THEN clock_timestamp() END WHERE shard = $1 AND term = $2 - 1",
-                (self.shard, self.term, None if ends else holder_name()),
-            )
+        return Query(
+            "UPDATE shardmig.runner SET term = $2 / (term = $2 - 1)::int, holder = $3, "  # by dividing by zero
+            "since = CASE WHEN $3::text <> '' THEN clock_timestamp() END WHERE shard = $1",
+            (self.shard, self.term, None if ends else holder_name()),
         )
 
     def hold(self) -> Query:
