@@ -66,6 +66,28 @@ def test_every_verb_has_help_and_a_line_in_the_docs() -> None:
             assert getattr(parameter, "help", "x"), f"{name} {parameter.name}"
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/**/test_*.py")), ids=lambda path: path.stem)
+def test_cases_come_in_the_same_order_each_time(path: Path) -> None:
+    """That of a set depends on the run: two processes that share the cases, or compare them, would disagree."""
+    unordered = [
+        f"line {call.lineno}"
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "parametrize"
+        if any(_is_set(part) for part in (*call.args[1:2], *_operands(call.args[1:2])))
+    ]
+
+    assert [] == unordered
+
+
+def _operands(values: list[ast.expr]) -> list[ast.expr]:
+    return [side for value in values if isinstance(value, ast.BinOp) for side in (value.left, value.right)]
+
+
+def _is_set(node: ast.expr) -> bool:
+    called = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+    return isinstance(node, ast.Set | ast.SetComp) or called in {"set", "frozenset"}
+
+
 def test_without_the_cli_extra_one_line_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None\nfrom shardmig.__main__ import main\nmain()\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
