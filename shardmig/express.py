@@ -187,6 +187,7 @@ class Express:
         Line up transactions: the structure of all plans, then each flag's way.
 
         Statements that lock nothing that exists go with what is before them or after them, each of the others alone.
+        What the first transaction does is entered as done there, and needs no record behind it.
         """
         turn, part = self._turn, _Part([self._turn.taking(ends=ends)])
         ordered = [(item, number) for item in self.todo for number in item.statements]
