@@ -75,8 +75,8 @@ def questions(session: Session, todo: Sequence[Todo], config: Config, host: Host
     """Ask, as the last part of another flight."""
     moves, owner, names = _moves(todo, config), session.settings.owner, _locked(todo)
     places = ", ".join(f"to_regclass(${n})" for n in range(2, 2 + len(names)))
-    held = Query(_HELD.format(names=places), [session.settings.old_holder_ms, *map(quote_name, names)])
-    asked = [*([held] if names else []), *(Query(_PAGES_NOW, [quote_name(name)]) for name in _sources(moves))]
+    held = Query(_HELD.format(names=places), [f"{session.settings.old_holder_ms} ms", *map(quote_name, names)])
+    asked = [*([held] if names else []), *(Query(_SIZE, [quote_name(name)]) for name in _sources(moves))]
     if not moves or _is_calm(config.pace, host):
         return asked
     return [*asked, *([set_settings({"role": "none"})] if owner else []), load_query(moves)]
@@ -93,7 +93,7 @@ def read(todo: Sequence[Todo], config: Config, host: Host | None, ready: Ready) 
     moves, locked, found = _moves(todo, config), _locked(todo), ready.findings.tables
     answers = iter(ready.answers)
     held = {oid for (oid,) in next(answers).rows} if locked else set()
-    pages = {name: next(answers).value for name in _sources(moves)}
+    pages = {name: _pages(*next(answers).rows[0]) for name in _sources(moves)}
     if (locked and ready.findings.server.triggered) or any(
         name not in found or not _is_ordinary(found[name]) or found[name].oid in held for name in locked
     ):
@@ -109,6 +109,10 @@ def read(todo: Sequence[Todo], config: Config, host: Host | None, ready: Ready) 
         name: QuietTable(quote_name(name), found[name].oid, found[name].columns, found[name].file) for name in locked
     }
     return Quiet(tables, handfuls, config.pace.batch_rows)
+
+
+def _pages(size: int | None, block_size: str) -> int | None:
+    return None if size is None else size // int(block_size)
 
 
 def _is_ordinary(table: Table) -> bool:
@@ -186,10 +190,10 @@ SELECT l.relation FROM pg_lock_status() AS l
 WHERE l.relation = ANY (ARRAY[{names}]::oid[]) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
   AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
   AND NOT EXISTS (SELECT FROM pg_stat_get_activity(coalesce(l.pid, 0)) AS a
-                  WHERE clock_timestamp() - a.xact_start < $1::int * interval '1 ms')
+                  WHERE clock_timestamp() - a.xact_start < $1::interval)
 """
 
-_PAGES_NOW = "SELECT pg_relation_size(to_regclass($1)) / current_setting('block_size')::int"
+_SIZE = "SELECT pg_relation_size(to_regclass($1)), current_setting('block_size')"
 
 # Refused by dividing by zero: no function to call, and whoever reads the error is the careful way, which finds its own
 # words. A column that is dropped, or changes its type, its default or its nullability, is a row of pg_attribute anew.

@@ -79,10 +79,9 @@ def test_whoever_holds_a_table_is_old_unless_he_is_seen_to_be_young(
     prepared.execute("SELECT FROM prepared")
     prepared.execute("PREPARE TRANSACTION 'quiet'")
     asked = quiet._HELD.format(names="to_regclass('held'), to_regclass('prepared'), to_regclass('free')")
+    asked = asked.replace("$1", f"'{old_ms} ms'")
     try:
-        found = psql.execute(
-            f"SELECT relation::regclass::text FROM ({asked.replace('$1', str(old_ms))}) AS held ORDER BY 1".encode()
-        ).fetchall()
+        found = psql.execute(f"SELECT relation::regclass::text FROM ({asked}) AS held ORDER BY 1".encode()).fetchall()
     finally:
         connect(shard).execute("ROLLBACK PREPARED 'quiet'")
 
