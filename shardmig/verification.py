@@ -358,6 +358,8 @@ def _incomparable(row: FlagRow | None, state: State, step: StepRow | None, move:
         return "its structure is not there yet"
     if state <= State.DUAL and not row.new_valid and (step is None or step.cursor is None):
         return "its rows are not moved yet"
+    if state is State.LIVE and not row.old_valid:
+        return "only new counts since DONE, until rows are moved back"
     if state is State.LIVE and move.back_check is None:
         return "new counts, and nothing says how old follows from it"
     return "only new counts" if state is State.DONE else None
