@@ -132,7 +132,13 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description="How fast rows move, and what the application feels meanwhile.")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--indexes", type=int, default=0, choices=[0, 3], help="beside the primary key")
+    parser.add_argument(
+        "--indexes",
+        type=int,
+        default=0,
+        choices=[0, 3],
+        help="beside the primary key, on columns that are there already",
+    )
     parser.add_argument("--clusters", type=int, default=1, help="of keys, far apart")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tps", type=float, default=300.0, help="of the application, all connections together")
@@ -257,7 +263,7 @@ def fill(url: str, table: Table) -> None:
             f"FROM generate_series(1, {table.rows}::bigint) n"
         )
         connection.execute("ALTER TABLE customer ADD PRIMARY KEY (id)")
-        for column in ("email", "full_name", "first_name")[: table.indexes]:
+        for column in ("email", "full_name", "note, id")[: table.indexes]:
             connection.execute(f"CREATE INDEX ON customer ({column})")
         connection.execute("VACUUM ANALYZE customer")
         connection.execute("CHECKPOINT")

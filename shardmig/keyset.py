@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BY_INDEX",
     "Key",
+    "Position",
     "Range",
     "batch_end",
     "bound",
@@ -34,6 +35,7 @@ __all__ = [
 
 Key = list[str]
 Range = tuple[Key | None, Key | None]
+Position = tuple[Key | None, Key | None]  # of a move: its cursor, and its lap as the ledger keeps it
 
 BY_INDEX = {"enable_hashjoin": "off", "enable_mergejoin": "off", "enable_seqscan": "off", "jit": "off"}
 """
@@ -44,10 +46,16 @@ hash whole tables for it, above all on a new table that nobody analyzed yet.
 """
 
 
-def bound(sql: str, move: Move, after: Key | None, upto: Key | None, *, target: bool = False) -> Query:
-    """Bind one of a move's texts to a range: over the source's key, or over the target's for `orphans` and `purge`."""
+def bound(
+    sql: str, move: Move, after: Key | None, upto: Key | None, *, target: bool = False, only: str | None = None
+) -> Query:
+    """
+    Bind one of a move's texts to a range: over the source's key, or over the target's for `orphans` and `purge`.
+
+    `only` is one condition more, over the source's key.
+    """
     key, alias = (move.target_key, None) if target else (move.key, move.alias)
-    text = bind_batch(sql, key, lower=after is not None, upper=upto is not None, alias=alias)
+    text = bind_batch(sql, key, lower=after is not None, upper=upto is not None, alias=alias, only=only)
     return Query(text, range_params(after, upto))
 
 

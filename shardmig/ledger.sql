@@ -97,6 +97,7 @@ CREATE TABLE shardmig.step (
     bounded_at     timestamptz,
     upto           text[],
     cursor         text[],
+    lap            text[],
     rows           bigint NOT NULL DEFAULT 0,
     batches        bigint NOT NULL DEFAULT 0,
     rows_estimated bigint,
@@ -115,6 +116,7 @@ COMMENT ON TABLE shardmig.step IS 'Steps of the plans; a record commits together
 COMMENT ON COLUMN shardmig.step.term IS 'The runner that may write this step; 0 after a flip, which fences a running move';
 COMMENT ON COLUMN shardmig.step.bounded_at IS 'When the last key to move was read; upto is NULL on an empty table';
 COMMENT ON COLUMN shardmig.step.cursor IS 'Key of the last row moved, as text, one element a column';
+COMMENT ON COLUMN shardmig.step.lap IS 'Where the move stands in the stretch of keys behind cursor: lap, of how many, rows left, last key, key reached';
 COMMENT ON COLUMN shardmig.step.rows_per_s IS 'How fast rows moved, or were compared, lately when the mover last noted it, once a second';
 COMMENT ON COLUMN shardmig.step.eta_s IS 'Seconds left at that speed, the check included; NULL when nothing honest can be said';
 COMMENT ON COLUMN shardmig.step.noted_at IS 'When that was: an old one means that nobody moves rows';
@@ -276,7 +278,7 @@ BEGIN
     -- term = 0 fences a mover that is between two batches; the row lock waits for one inside a batch.
     IF edge IN ({forgetting}) THEN
         UPDATE shardmig.step SET term = 0, status = 'PENDING', direction = NULL, bounded_at = NULL, upto = NULL,
-                cursor = NULL, check_cursor = NULL, checked_at = NULL, rows = 0, batches = 0, error = NULL,
+                cursor = NULL, lap = NULL, check_cursor = NULL, checked_at = NULL, rows = 0, batches = 0, error = NULL,
                 waiting = NULL
             WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
     ELSIF OLD.has_move THEN
@@ -369,7 +371,7 @@ CREATE FUNCTION shardmig.begin_move(of_shard text, of_revision text, of_number i
     RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE shardmig.step s SET direction = to_direction, bounded_at = clock_timestamp(), upto = last_key, cursor = NULL,
-            rows = 0, batches = 0, rows_estimated = estimated, check_cursor = NULL, checked_at = NULL
+            lap = NULL, rows = 0, batches = 0, rows_estimated = estimated, check_cursor = NULL, checked_at = NULL
         WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number AND s.term = my_term;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'step % of % on shard % is no longer this runner''s', of_number, of_revision, of_shard
@@ -387,12 +389,12 @@ BEGIN
 END $$;
 
 CREATE FUNCTION shardmig.record_batch(of_shard text, of_revision text, of_number int, my_term bigint,
-        expected text[], reached text[], moved bigint)
+        expected text[], reached text[], expected_lap text[], reached_lap text[], moved bigint)
     RETURNS timestamptz LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE shardmig.step s SET cursor = reached, rows = s.rows + moved, batches = s.batches + 1
+    UPDATE shardmig.step s SET cursor = reached, lap = reached_lap, rows = s.rows + moved, batches = s.batches + 1
         WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number
-            AND s.term = my_term AND s.cursor IS NOT DISTINCT FROM expected;
+            AND s.term = my_term AND s.cursor IS NOT DISTINCT FROM expected AND s.lap IS NOT DISTINCT FROM expected_lap;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'step % of % on shard % is no longer this runner''s', of_number, of_revision, of_shard
             USING ERRCODE = 'SM001';

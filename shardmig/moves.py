@@ -4,7 +4,8 @@ Moving rows: batch after batch, each committed together with its own progress.
 A batch is one flight: the step row (fence and cursor) first, then the rows, then COMMIT, and behind it the look for the
 end of the next batch. A crash anywhere repeats at most one batch, and repeating one changes nothing, for a move
 overwrites what it writes. Bounds are found by walking the key's index, never by arithmetic on ids, and are passed as
-parameters.
+parameters. Many rows of one table are moved in laps (`laps.py`): a batch then moves some of the rows of its range, and
+the cursor follows when all of them are moved.
 
 Directions: forward fills new from old (flag in DUAL), back fills old from new (flag in LIVE, after DONE). The check
 compares in the same direction, over the whole table, and repairs a range before it gives up on it.
@@ -17,12 +18,15 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from shardmig import checks
+from psycopg import errors as pg
+
+from shardmig import checks, laps
 from shardmig.checks import Milestones, Samples
 from shardmig.errors import CheckFailed, Fenced, PreflightFailed, StepFailed
 from shardmig.estimates import rows_by_statistics
 from shardmig.events import BatchDone, BatchFailed, RangeCompared
 from shardmig.keyset import BY_INDEX, batch_end, either_end, end_of, last_key
+from shardmig.laps import Lap
 from shardmig.ledger import translated
 from shardmig.pace import Headway, Servo, Speed
 from shardmig.patience import Interrupted, Patience
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
     from shardmig.config import Pace
     from shardmig.events import Listener
     from shardmig.hosts import Host
-    from shardmig.keyset import Key
+    from shardmig.keyset import Key, Position
     from shardmig.plan import Move
     from shardmig.records import StepRow
     from shardmig.session import Result
@@ -55,10 +59,32 @@ _CLOCK = Query("SELECT clock_timestamp(), (pg_current_wal_insert_lsn() - '0/0'):
 
 @dataclass(frozen=True, slots=True)
 class _Ahead:
-    """A batch found and not yet moved: how many rows, and where it ends."""
+    """
+    A batch found and not yet moved.
 
+    Attributes:
+        lap: the one that moves it; None where there are no laps.
+        after: where its keys begin.
+        upto: where they end.
+        passed: rows of the table in between.
+        rows: how many of them it moves, about.
+    """
+
+    lap: Lap | None
+    after: Key | None
+    upto: Key
+    passed: int
     rows: int
-    reached: Key
+
+    @property
+    def next_lap(self) -> Lap | None:
+        """Where the move stands behind it; None: nothing is left behind its last key."""
+        return None if self.lap is None else self.lap.reached(self.upto, self.rows)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows of its range are moved then."""
+        return self.lap is None or self.lap.last
 
 
 @dataclass(slots=True)
@@ -94,6 +120,7 @@ class MoveRun:
     _speed: Speed = field(init=False, default_factory=Speed)
     _patience: Patience = field(init=False)
     _row: StepRow = field(init=False)
+    _laps: int = field(init=False, default=1)
     _ahead: _Ahead | None = field(init=False, default=None)
     _bounded_at: datetime | None = field(init=False, default=None)
     _milestones: Milestones = field(init=False, default_factory=Milestones)
@@ -132,6 +159,7 @@ class MoveRun:
             if self._row.checked_at is not None and self._row.direction == self.direction:
                 return True
             await self._patience.do(self._begin)
+            await self._patience.do(self._choose_laps)
             while self._row.cursor != self._row.upto:
                 self._pass_on()
                 await self._rest.mind(self._moving)
@@ -150,6 +178,10 @@ class MoveRun:
     @property
     def _where(self) -> str:
         return f"{self.revision} step {self.number}"
+
+    @property
+    def _position(self) -> Position:
+        return self._row.cursor, self._row.lap
 
     @property
     def _sql(self) -> str:
@@ -232,44 +264,62 @@ class MoveRun:
         await self._claim()
         self._bounded_at = self._row.bounded_at
 
+    async def _choose_laps(self) -> None:
+        """Walk in laps where that keeps table and indexes small."""
+        written = self.move.writes if self.direction == "forward" else self.move.restores
+        looks = laps.looks(self.move, written, self._row.rows_estimated)
+        try:
+            if looks and (await self.turn.session.flight(looks))[-1].value:
+                self._laps = laps.LAPS
+        except pg.UndefinedFunction:  # no hash by which to part the rows
+            await self.turn.session.roll_back()
+
     async def _next_batch(self) -> None:
         """Move one range of keys: step row, rows and COMMIT in one flight, and behind them the look for the next."""
-        after = self._row.cursor
-        if after == self._row.upto:
+        if self._row.cursor == self._row.upto:
             return  # the last batch was in doubt, and the step row says that it happened
         batch = self._ahead if self._ahead is not None else await self._find()
         self._ahead = None
-        started = time.monotonic()
-        elapsed_s, found = await self._move_rows(after, batch)
+        started, asked = time.monotonic(), self._servo.rows
+        elapsed_s, found = await self._move_rows(batch)
+        cursor, lap = self._behind(batch)
         self._row = replace(
-            self._row, cursor=batch.reached, rows=self._row.rows + batch.rows, batches=self._row.batches + 1
+            self._row, cursor=cursor, lap=lap, rows=self._row.rows + batch.rows, batches=self._row.batches + 1
         )
-        asked = self._servo.rows
         self._servo.done(batch.rows, elapsed_s * 1000)
-        self._milestones.passed(after, batch.reached, batch.rows)
+        if batch.whole:
+            self._milestones.passed(batch.after, batch.upto, batch.passed)
         # A batch that took much too long shrinks the very next one: what was found for it is too much.
         if found is not None and self._servo.rows * 2 > asked:
-            self._ahead = self._read_end(found, asked)
+            self._ahead = self._read_end(found, asked, batch.next_lap)
         self._tell(batch.rows)
-        if self._samples.due(time.monotonic()):
-            await self._sample(after, batch)
+        if batch.whole and self._samples.due(time.monotonic()):
+            await self._sample(batch)
         await self._rest.after_batch(batch.rows, self._servo.pause_s(batch.rows, time.monotonic() - started))
 
-    async def _move_rows(self, after: Key | None, batch: _Ahead) -> tuple[float, Result | None]:
+    def _behind(self, batch: _Ahead) -> Position:
+        """Say where the move stands when a batch is committed."""
+        lap = batch.next_lap
+        return (batch.upto, None) if lap is None else (self._row.cursor, lap.written())
+
+    async def _move_rows(self, batch: _Ahead) -> tuple[float, Result | None]:
         """
         Commit one batch.
 
         Returns:
-            The seconds that its statement took, and what the look for the next batch found; None at the end.
+            The seconds that its statement took, and what the look for the next batch found; None at the end, and at
+            that of a stretch.
         """
+        behind = self._behind(batch)
         record = self.turn.record_batch(
-            self.revision, self.number, expected=after, reached=batch.reached, rows=batch.rows
+            self.revision, self.number, expected=self._position, reached=behind, rows=batch.rows
         )
-        self._piece = Piece("moving", (self._sql,), after, batch.reached)
+        only = None if batch.lap is None else batch.lap.condition(self.move.key, self.move.alias)
+        self._piece = Piece("moving", (self._sql,), batch.after, batch.upto, only=only)
         [rows] = self._piece.queries(self.move)
-        more = batch.reached != self._row.upto
-        ahead = [batch_end(self.move, batch.reached, self._row.upto, self._servo.rows)] if more else []
-        first = Query(f"{record.sql}, {self._limits(batch.rows)}", record.params)
+        more = behind[0] != self._row.upto and (batch.lap is None or batch.next_lap is not None)
+        ahead = [self._look(behind[0], batch.next_lap)] if more else []
+        first = Query(f"{record.sql}, {self._limits(batch.passed)}", record.params)
         with translated(self.turn.shard, self._where):
             _, began, _, ended, _, *found = await self.turn.session.flight(
                 [Query("BEGIN"), first, rows, _CLOCK, Query("COMMIT"), *ahead]
@@ -278,11 +328,11 @@ class MoveRun:
         self._rest.wrote(at.timestamp(), written)
         return (at - began.value).total_seconds(), found[0] if found else None
 
-    async def _sample(self, after: Key | None, batch: _Ahead) -> None:
+    async def _sample(self, batch: _Ahead) -> None:
         """Compare a range that was just moved."""
         began = time.monotonic()
-        found = await self._compare(checks.differing, after, batch.reached)
-        self._samples.took(time.monotonic() - began, batch.rows)
+        found = await self._compare(checks.differing, batch.after, batch.upto)
+        self._samples.took(time.monotonic() - began, batch.passed)
         if found.keys:
             self._note_wrong(found)
             raise CheckFailed(
@@ -294,16 +344,35 @@ class MoveRun:
             )
 
     async def _find(self) -> _Ahead:
-        [found] = await self.turn.session.flight(
-            [batch_end(self.move, self._row.cursor, self._row.upto, self._servo.rows)]
-        )
-        return self._read_end(found, self._servo.rows)
+        lap = Lap.read(self._row.lap, self.move)
+        if lap is None and self._laps > 1:
+            [found] = await self.turn.session.flight(
+                [batch_end(self.move, self._row.cursor, self._row.upto, laps.STRETCH_ROWS)]
+            )
+            rows, last = end_of(found)
+            lap = Lap(0, self._laps, rows, self._upto if last is None else last)
+        [found] = await self.turn.session.flight([self._look(self._row.cursor, lap)])
+        return self._read_end(found, self._servo.rows, lap)
 
-    def _read_end(self, found: Result, asked: int) -> _Ahead:
-        rows, last = end_of(found)
-        assert self._row.upto is not None  # noqa: S101 - an empty table has nothing left
+    def _look(self, cursor: Key | None, lap: Lap | None) -> Query:
+        """Look for the end of the next batch: it passes as many rows as laps over it add up to what it moves."""
+        if lap is None:
+            return batch_end(self.move, cursor, self._upto, self._servo.rows)
+        return batch_end(self.move, lap.at or cursor, lap.end, self._servo.rows * lap.of)
+
+    def _read_end(self, found: Result, asked: int, lap: Lap | None) -> _Ahead:
+        passed, last = end_of(found)
         # A short range is the last one; it ends at upto itself, which a row deleted meanwhile may have held.
-        return _Ahead(rows, last if last is not None and rows >= asked else self._row.upto)
+        if lap is None:
+            upto = last if last is not None and passed >= asked else self._upto
+            return _Ahead(None, self._row.cursor, upto, passed, passed)
+        upto = last if last is not None and passed >= asked * lap.of else lap.end
+        return _Ahead(lap, lap.at or self._row.cursor, upto, passed, lap.share(passed, upto))
+
+    @property
+    def _upto(self) -> Key:
+        assert self._row.upto is not None  # noqa: S101 - an empty table has nothing left
+        return self._row.upto
 
     async def _transact(self, queries: Sequence[Query]) -> list[Result]:
         limits = Query(f"SELECT {self._limits(self._servo.rows)}")
@@ -396,8 +465,8 @@ class MoveRun:
 
     async def _mend(self, piece: Piece) -> None:
         """Commit what a piece does, under the fence; the cursor stays where it is."""
-        cursor, self._piece = self._row.cursor, piece
-        record = self.turn.record_batch(self.revision, self.number, expected=cursor, reached=cursor, rows=0)
+        here, self._piece = self._position, piece
+        record = self.turn.record_batch(self.revision, self.number, expected=here, reached=here, rows=0)
         await self._transact([record, *piece.queries(self.move)])
 
     def _purge(self, after: Key | None, upto: Key | None) -> Piece:

@@ -248,7 +248,9 @@ def step_sha256(step: Statement | Move | Switch) -> str:
     return _sha256(step_body(step))
 
 
-def bind_batch(sql: str, key: tuple[str, ...], *, lower: bool, upper: bool, alias: str | None = None) -> str:
+def bind_batch(
+    sql: str, key: tuple[str, ...], *, lower: bool, upper: bool, alias: str | None = None, only: str | None = None
+) -> str:
     """
     Replace `{batch}` by a row comparison over the key, before anything parses the SQL.
 
@@ -258,6 +260,7 @@ def bind_batch(sql: str, key: tuple[str, ...], *, lower: bool, upper: bool, alia
         lower: whether the range has an exclusive lower bound.
         upper: whether it has an inclusive upper bound.
         alias: name that qualifies the key columns.
+        only: one condition more that rows of the range must meet.
 
     Returns:
         SQL whose parameters are $1…$n for the lower bound and then the next n for the upper one, each only if asked
@@ -270,6 +273,8 @@ def bind_batch(sql: str, key: tuple[str, ...], *, lower: bool, upper: bool, alia
         conditions.append(f"({columns}) > ({_parameters(1, width)})")
     if upper:
         conditions.append(f"({columns}) <= ({_parameters(width + 1 if lower else 1, width)})")
+    if only is not None:
+        conditions.append(f"({only})")
     return sql.replace(BATCH, "(" + (" AND ".join(conditions) or "TRUE") + ")", 1)
 
 

@@ -78,7 +78,8 @@ class StepRow:
     """
     One step's record.
 
-    Keys (`upto`, `cursor`, `check_cursor`) are the text forms of the key columns, one element a column. `waiting` says
+    Keys (`upto`, `cursor`, `check_cursor`) are the text forms of the key columns, one element a column; `lap` is one of
+    `laps.Lap`, written. `waiting` says
     why a move rests at the moment, `paused` that an operator wants it to.
     """
 
@@ -96,6 +97,7 @@ class StepRow:
     bounded_at: datetime | None
     upto: list[str] | None
     cursor: list[str] | None
+    lap: list[str] | None
     rows: int
     batches: int
     rows_estimated: int | None
@@ -188,7 +190,7 @@ SELECT revision, position, flag, sha256, CASE WHEN sha256 = ANY ($2::text[]) THE
     finished_at, started_by
 FROM shardmig.migration WHERE shard = $1"""
 STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
-    bounded_at, upto, cursor, rows, batches, rows_estimated,
+    bounded_at, upto, cursor, lap, rows, batches, rows_estimated,
     CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN rows_per_s END,
     CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN eta_s END, check_cursor, checked_rows, checked_at,
     waiting, paused"""

@@ -45,6 +45,7 @@ class Piece:
         after: exclusive lower bound; None for the beginning.
         upto: inclusive upper bound; None for the end.
         of_target: whether they are rows of the move's target, by its key; else of the source.
+        only: one condition more that the rows meet; None for all of the range.
         rows: how many there were when it failed; None before.
         culprit: key of the first row on which it fails; None where it is not known.
     """
@@ -54,12 +55,15 @@ class Piece:
     after: Key | None
     upto: Key | None
     of_target: bool = False
+    only: str | None = None
     rows: int | None = None
     culprit: Key | None = None
 
     def queries(self, move: Move) -> list[Query]:
         """Bind the statements to the rows."""
-        return [bound(sql, move, self.after, self.upto, target=self.of_target) for sql in self.statements]
+        return [
+            bound(sql, move, self.after, self.upto, target=self.of_target, only=self.only) for sql in self.statements
+        ]
 
     def __str__(self) -> str:
         """Say which rows they are, so that an operator can look at them."""

@@ -26,6 +26,7 @@ from shardmig.session import Query
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
+    from shardmig.keyset import Position
     from shardmig.plan import Plan
     from shardmig.session import Result, Session
 
@@ -162,13 +163,11 @@ class Turn:
             (self.shard, revision, list(numbers), self.term),
         )
 
-    def record_batch(
-        self, revision: str, number: int, *, expected: list[str] | None, reached: list[str] | None, rows: int
-    ) -> Query:
-        """Record a batch: the cursor goes from `expected` to `reached`, the first write of the batch's transaction."""
+    def record_batch(self, revision: str, number: int, *, expected: Position, reached: Position, rows: int) -> Query:
+        """Record a batch: the move goes from `expected` to `reached`, the first write of the batch's transaction."""
         return Query(
-            "SELECT shardmig.record_batch($1, $2, $3, $4, $5, $6, $7)",
-            (self.shard, revision, number, self.term, expected, reached, rows),
+            "SELECT shardmig.record_batch($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            (self.shard, revision, number, self.term, expected[0], reached[0], expected[1], reached[1], rows),
         )
 
     def begin_move(

@@ -13,6 +13,7 @@ import sys
 
 from moving import REVISION, VERSIONS, same_table, second_table
 
+from shardmig import laps
 from shardmig.config import Pace, SessionSettings, Shard
 from shardmig.errors import ShardBusy
 from shardmig.moves import MoveRun
@@ -20,9 +21,10 @@ from shardmig.session import open_session
 from shardmig.turn import Turn
 
 PACE = Pace(batch_rows=10, batch_rows_min=10, batch_rows_max=10)
-MOVES = {"same": same_table(), "second": second_table()}
+MOVES = {"same": same_table(), "second": second_table(), "laps": same_table()}
+STRETCH_ROWS = 500  # where a test wants laps over fewer rows than a stretch has
 
-__all__ = ["MOVES", "PACE"]
+__all__ = ["MOVES", "PACE", "STRETCH_ROWS"]
 
 
 async def move(shard: Shard, kind: str) -> None:
@@ -47,6 +49,7 @@ def main() -> None:
         url, kind = line.split()
         child = os.fork()
         if child == 0:
+            laps.FEW_ROWS, laps.STRETCH_ROWS = STRETCH_ROWS, STRETCH_ROWS
             asyncio.run(move(Shard.model_validate({"name": "eu1", "url": url}), kind))
             sys.stdout.flush()
             os._exit(0)

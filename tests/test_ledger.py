@@ -307,7 +307,7 @@ async def test_only_the_newest_turn_claims_and_records(shard: Shard) -> None:
         for query in (
             old.hold(),
             old.record_step(REVISION, 2),
-            old.record_batch(REVISION, 2, expected=None, reached=["1"], rows=1),
+            old.record_batch(REVISION, 2, expected=(None, None), reached=(["1"], None), rows=1),
             old.record_check(REVISION, 2, expected=None, reached=["1"], finished=True),
             old.begin_move(REVISION, 2, "forward", upto=["9"], rows_estimated=None),
         ):
@@ -321,7 +321,7 @@ async def test_only_the_newest_turn_claims_and_records(shard: Shard) -> None:
 async def test_a_cursor_moves_only_from_where_it_is_expected(shard: Shard) -> None:
     async with moving(shard, same_table(), T) as here:
         await here.turn.claim(REVISION, 2)
-        record = here.turn.record_batch(REVISION, 2, expected=None, reached=["5"], rows=5)
+        record = here.turn.record_batch(REVISION, 2, expected=(None, None), reached=(["5"], None), rows=5)
         await here.session.transact([record])
 
         with pytest.raises(psycopg.errors.DatabaseError) as repeated:
@@ -330,13 +330,46 @@ async def test_a_cursor_moves_only_from_where_it_is_expected(shard: Shard) -> No
         assert (["5"], 5) == ((await here.step()).cursor, (await here.step()).rows)
 
 
+async def test_a_lap_moves_only_from_where_it_is_expected(shard: Shard) -> None:
+    async with moving(shard, same_table(), T) as here:
+        await here.turn.claim(REVISION, 2)
+        first, second = ["0", "4", "9", "100"], ["0", "4", "7", "100", "20"]
+        for expected, reached in ((None, first), (first, second)):
+            record = here.turn.record_batch(REVISION, 2, expected=(None, expected), reached=(None, reached), rows=2)
+            await here.session.transact([record])
+            with pytest.raises(psycopg.errors.DatabaseError) as repeated:
+                await here.session.transact([record])
+            assert repeated.value.sqlstate == ledger.FENCED
+
+        step = await here.step()
+        assert (None, second, 4) == (step.cursor, step.lap, step.rows)
+
+
+@pytest.mark.parametrize("how", ["begun anew", "switched back"])
+async def test_what_is_moved_from_nothing_is_in_no_lap(shard: Shard, how: str) -> None:
+    async with moving(shard, same_table(), T) as here:
+        await here.turn.claim(REVISION, 2)
+        lap = ["0", "4", "9", "100"]
+        await here.session.transact(
+            [here.turn.record_batch(REVISION, 2, expected=(None, None), reached=(None, lap), rows=2)]
+        )
+        if how == "begun anew":
+            await here.session.transact([here.turn.begin_move(REVISION, 2, "forward", upto=["9"], rows_estimated=9)])
+        else:
+            await here.to(State.OLD)
+
+        assert (await here.step()).lap is None
+
+
 async def test_a_flip_fences_the_mover_until_it_claims_again(shard: Shard, connect: Connect) -> None:
     async with moving(shard, same_table(), T) as here:
         await here.turn.claim(REVISION, 2)
         connect(shard).execute("SELECT shardmig.switch('x', 'OLD', 'enough')")
 
         with pytest.raises(psycopg.errors.DatabaseError) as fenced:
-            await here.session.transact([here.turn.record_batch(REVISION, 2, expected=None, reached=["5"], rows=5)])
+            await here.session.transact(
+                [here.turn.record_batch(REVISION, 2, expected=(None, None), reached=(["5"], None), rows=5)]
+            )
         assert fenced.value.sqlstate == ledger.FENCED
 
 

@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from mover import MOVES, PACE
+from mover import MOVES, PACE, STRETCH_ROWS
 from moving import customers, moving
 from servers import FaultProxy
 
-from shardmig import local
+from shardmig import laps, local
 from shardmig.config import Shard
 from shardmig.events import BatchDone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from conftest import Connect
     from moving import Moving
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 T = "CREATE TABLE t (id bigint PRIMARY KEY, a text, b text, n int)"
 U = "CREATE TABLE u (t_id bigint PRIMARY KEY, a text, n int)"
 ROWS = 2000
+INDEXED = ("CREATE INDEX ON t (a)", "ANALYZE t")  # without which a table is walked once
 KILLS = {"sigkill": 8, "terminate": 10, "cut": 20, "stop": 2}
 MANY = {"sigkill": 400, "terminate": 300, "cut": 400, "stop": 25}
 FAULTS: tuple[Callable[[FaultProxy], object], ...] = (FaultProxy.cut_before, FaultProxy.cut_after, FaultProxy.reset)
@@ -46,12 +48,27 @@ QUICK_AND_LONG = pytest.mark.parametrize(
 )
 
 
-async def judged(here: Moving) -> None:
+@pytest.fixture(autouse=True)
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laps, "FEW_ROWS", STRETCH_ROWS)
+    monkeypatch.setattr(laps, "STRETCH_ROWS", STRETCH_ROWS)
+
+
+def begun(shard: Shard, kind: str) -> AbstractAsyncContextManager[Moving]:
+    """Begin a move over `ROWS` rows, in laps or not."""
+    return moving(shard, MOVES[kind], T, U, customers(ROWS), *(INDEXED if kind == "laps" else ()))
+
+
+async def judged(here: Moving, kind: str) -> None:
     """Look at every row's counter."""
     counter, joined = ("u.n", "JOIN u ON t_id = id AND u.a = t.a") if here.move.cross_table else ("t.n", "")
     assert [(ROWS, 1, 1)] == await here.rows(f"SELECT count(*), min({counter}), max({counter}) FROM t {joined}")
     step = await here.step()
-    assert (ROWS, ROWS // PACE.batch_rows, True) == (step.rows, step.batches, step.checked_at is not None)
+    assert (ROWS, None, True) == (step.rows, step.lap, step.checked_at is not None)
+    if kind == "laps":
+        assert step.batches > ROWS // PACE.batch_rows
+    else:
+        assert step.batches == ROWS // PACE.batch_rows
 
 
 async def again(here: Moving) -> None:
@@ -97,20 +114,20 @@ def run_and_kill(movers: subprocess.Popen[str], shard: Shard, kind: str, after_s
 async def test_a_runner_killed_at_any_moment(
     shard: Shard, movers: subprocess.Popen[str], kind: str, kills: dict[str, int]
 ) -> None:
-    async with moving(shard, MOVES[kind], T, U, customers(ROWS)) as here:
+    async with begun(shard, kind) as here:
         await here.session.close()
         killed = 0
         while killed < kills["sigkill"]:
             if run_and_kill(movers, shard, kind, random.uniform(0.01, 0.15)):
                 await here.session.connect()
-                await judged(here)
+                await judged(here, kind)
                 await again(here)
                 await here.session.close()
             else:
                 killed += 1
         assert run_and_kill(movers, shard, kind, None)
         await here.session.connect()
-        await judged(here)
+        await judged(here, kind)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -122,7 +139,7 @@ async def test_a_runner_killed_at_any_moment(
 async def test_a_server_process_terminated_at_any_moment(
     shard: Shard, connect: Connect, kind: str, kills: dict[str, int]
 ) -> None:
-    async with moving(shard, MOVES[kind], T, U, customers(ROWS)) as here:
+    async with begun(shard, kind) as here:
         look = connect(shard)
         end = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -136,7 +153,7 @@ async def test_a_server_process_terminated_at_any_moment(
                 terminated += look.execute(end).rowcount
             assert await run
             await here.session.reconnect()
-            await judged(here)
+            await judged(here, kind)
             await again(here)
 
 
@@ -147,7 +164,7 @@ async def test_a_connection_cut_before_and_after_commit(
 ) -> None:
     with FaultProxy(servers[0]) as proxy:
         through = Shard.model_validate({**shard.model_dump(), "url": proxy.url(connect(shard).info.dbname)})
-        async with moving(through, MOVES[kind], T, U, customers(ROWS)) as here:
+        async with begun(through, kind) as here:
             cuts = 0
 
             def cut(event: Event) -> None:
@@ -159,7 +176,7 @@ async def test_a_connection_cut_before_and_after_commit(
             while cuts < kills["cut"]:
                 assert await here.run(pace=PACE, listener=cut).run()
                 proxy.heal()
-                await judged(here)
+                await judged(here, kind)
                 await again(here)
 
 
@@ -168,7 +185,7 @@ async def test_a_connection_cut_before_and_after_commit(
 async def test_a_server_that_stops_at_once_and_recovers(kind: str, kills: dict[str, int]) -> None:
     with local.Server.start() as server:
         shard = Shard.model_validate({"name": "eu1", "url": server.create_database("shop")})
-        async with moving(shard, MOVES[kind], T, U, customers(ROWS)) as here:
+        async with begun(shard, kind) as here:
             stopped = 0
             while stopped < kills["stop"]:
                 run = asyncio.create_task(here.run(pace=PACE).run())
@@ -178,5 +195,5 @@ async def test_a_server_that_stops_at_once_and_recovers(kind: str, kills: dict[s
                     stopped += 1
                 assert await run
                 await here.session.reconnect()
-                await judged(here)
+                await judged(here, kind)
                 await again(here)

@@ -330,12 +330,13 @@ async def test_a_repeatable_read_writer_retries_when_the_move_touches_its_source
 ELSEWHERE = (
     """
     CREATE OR REPLACE FUNCTION shardmig.record_batch(of_shard text, of_revision text, of_number int, my_term bigint,
-            expected text[], reached text[], moved bigint) RETURNS timestamptz LANGUAGE plpgsql AS $$
+            expected text[], reached text[], expected_lap text[], reached_lap text[], moved bigint)
+        RETURNS timestamptz LANGUAGE plpgsql AS $$
     BEGIN
         IF NOT EXISTS (SELECT FROM shardmig.runner r WHERE r.shard = of_shard AND r.term = my_term) THEN
             RAISE EXCEPTION 'another runner took the shard over' USING ERRCODE = 'SM001';
         END IF;
-        UPDATE shardmig.step s SET cursor = reached, rows = s.rows + moved, batches = s.batches + 1
+        UPDATE shardmig.step s SET cursor = reached, lap = reached_lap, rows = s.rows + moved, batches = s.batches + 1
             WHERE s.shard = of_shard AND s.revision = of_revision AND s.number = of_number;
         RETURN clock_timestamp();
     END $$

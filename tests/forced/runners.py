@@ -251,4 +251,6 @@ class Mate(_Working):
 
     def _record(self) -> Query:
         assert self.reached is not None
-        return self.turn.record_batch(REVISION, self.here.number, expected=None, reached=self.reached, rows=2)
+        return self.turn.record_batch(
+            REVISION, self.here.number, expected=(None, None), reached=(self.reached, None), rows=2
+        )
