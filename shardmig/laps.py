@@ -9,7 +9,9 @@ next version of a neighbour stays in the page and needs no new entry in any inde
 So keys are walked in stretches, and each stretch in several laps: a lap moves the rows that a hash of their key gives
 to it, spread over all pages. The first lap makes the room in which those behind it stay. Where a table has no index but
 its key, a new version costs as much at its end as in its page, and to pass rows several times costs more: such a table
-is walked once, as is one with an index on what is written, for there no update is HOT.
+is walked once, as is one with an index on what is written, for there no update is HOT. And where rows do not lie in the
+order of the key, neighbours in a page are moved at different times anyhow, while each lap would have to read the pages
+of its stretch, which lie all over the table, again.
 
 Pure: positions in, positions and SQL out.
 """
@@ -109,7 +111,10 @@ class Lap:
 
 def looks(move: Move, written: Sequence[str], rows: int | None) -> list[Query]:
     """
-    Ask whether a move is worth laps: it updates many rows of a table with indexes, none of them on what it writes.
+    Ask whether a move is worth laps.
+
+    It is where it updates many rows, which lie in the order of their key, of a table with indexes, none of them on what
+    is written.
 
     Returns:
         Queries for one flight, the last of which answers with a boolean; none where the answer is no. The server
@@ -119,12 +124,17 @@ def looks(move: Move, written: Sequence[str], rows: int | None) -> list[Query]:
         return []
     name = table(move.table)
     hashed = Query(f"SELECT {_hash(move.key, 'walked')} FROM {name} AS walked LIMIT 1")
-    return [hashed, Query(_INDEXED, (name, list(written)))]
+    return [hashed, Query(_WORTH, (name, list(written), move.key[0], _IN_ORDER))]
 
 
-_INDEXED = """
+_IN_ORDER = 0.9  # correlation of the key's first column and the place of its row, by statistics
+
+_WORTH = """
 SELECT count(*) > 0 AND NOT bool_or(string_to_array(i.indkey::text, ' ')::int2[] && ARRAY(
     SELECT attnum FROM pg_attribute WHERE attrelid = i.indrelid AND attname = ANY ($2::text[])))
+    AND EXISTS (SELECT FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname JOIN pg_class c
+            ON c.relnamespace = n.oid AND c.relname = s.tablename
+        WHERE c.oid = $1::text::regclass AND s.attname = $3 AND abs(s.correlation) >= $4)
 FROM pg_index i WHERE i.indrelid = $1::text::regclass AND NOT i.indisprimary"""
 
 

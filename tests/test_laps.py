@@ -147,17 +147,17 @@ KEYS: dict[str, tuple[str, tuple[str, ...]]] = {
     "no hash": ("id money PRIMARY KEY", ("id",)),
 }
 VALUES = {
-    "composite": "'k' || g",
+    "composite": "lpad(g::text, 8, '0')",
     "uuid": "md5(g::text)::uuid",
     "timestamptz": "timestamptz 'epoch' + g * interval '1 s'",
     "numeric": "g / 7.0",
-    "char": "'k' || g",
+    "char": "lpad(g::text, 8, '0')",
     "no hash": "g::money",
 }
 
 
 @pytest.mark.parametrize("kind", KEYS)
-async def test_any_key_is_walked_and_one_without_a_hash_once(
+async def test_any_key_is_walked_and_one_without_hash_or_order_once(
     shard: Shard, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(laps, "FEW_ROWS", 1)
@@ -169,7 +169,7 @@ async def test_any_key_is_walked_and_one_without_a_hash_once(
         assert await here.run(pace=Pace(batch_rows=50, batch_rows_min=50, batch_rows_max=50)).run()
 
         await all_once(here, 2000)
-        assert (kind == "no hash") == ((await here.step()).batches == 2000 // 50)
+        assert (kind in {"no hash", "uuid"}) == ((await here.step()).batches == 2000 // 50)
 
 
 # --------------------------------------------------------------------------------------------------------------------
