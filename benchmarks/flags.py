@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 import timeit
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -58,6 +58,7 @@ flags = Flags(SPLIT_NAME)
 LOOKUP = "SELECT epoch, maintenance FROM shardmig.shard WHERE shard = 'eu1'"
 WORK = "SELECT full_name FROM customer WHERE id = 7"
 UPDATE = "UPDATE customer SET first_name = 'Ada' WHERE id = 7"
+ONE, FOUR, CHANGE = (WORK,), (WORK,) * 4, (WORK, UPDATE)  # what a transaction does
 ROUND_TRIP_S = 0.0006
 TURN = 50
 CROWD = 4
@@ -184,7 +185,8 @@ def launchdarkly() -> tuple[str, Callable[[], object], Callable[[], None]] | Non
 # --------------------------------------------------------------------------------------------------------------------
 # A transaction
 
-Way: TypeAlias = "Callable[..., None]"
+Statements: TypeAlias = "tuple[str, ...]"
+Way: TypeAlias = "Callable[[psycopg.Connection[Any], Statements], None]"
 
 
 def transaction(server: local.Server, seconds: float) -> None:
@@ -202,39 +204,38 @@ def transaction(server: local.Server, seconds: float) -> None:
     race("A transaction of one SELECT, unix socket", server.url(), seconds)
     with relay(server, ROUND_TRIP_S) as url:
         race(f"A transaction of one SELECT behind {ROUND_TRIP_S * 1e3} ms", url, seconds)
-        race(f"A SELECT and the UPDATE of what it found, behind {ROUND_TRIP_S * 1e3} ms", url, seconds, writes=True)
+        race(f"A SELECT and the UPDATE of what it found, behind {ROUND_TRIP_S * 1e3} ms", url, seconds, CHANGE)
         crowd(f"A transaction of one SELECT behind {ROUND_TRIP_S * 1e3} ms", url, seconds, clients=CROWD, ways=WAYS)
 
 
-def plain(connection: psycopg.Connection[Any], *, writes: bool) -> None:
+def plain(connection: psycopg.Connection[Any], statements: Statements) -> None:
     with connection.transaction():
-        work(connection, writes=writes)
+        work(connection, statements)
 
 
-def with_flags(connection: psycopg.Connection[Any], *, writes: bool = False) -> None:
+def with_flags(connection: psycopg.Connection[Any], statements: Statements = ONE) -> None:
     with flags.transaction(connection, shard="eu1", write=not connection.read_only) as view:
         _ = view[SPLIT_NAME].reads_new
-        work(connection, writes=writes)
+        work(connection, statements)
 
 
-def with_a_select(connection: psycopg.Connection[Any], *, writes: bool) -> None:
+def with_a_select(connection: psycopg.Connection[Any], statements: Statements) -> None:
     with connection.transaction():
         connection.execute(LOOKUP)
-        work(connection, writes=writes)
+        work(connection, statements)
 
 
-def work(connection: psycopg.Connection[Any], *, writes: bool) -> None:
-    connection.execute(WORK)
-    if writes:
-        connection.execute(UPDATE)
+def work(connection: psycopg.Connection[Any], statements: Statements) -> None:
+    for statement in statements:
+        connection.execute(statement)
 
 
-def race(title: str, url: str, seconds: float, *, writes: bool = False) -> None:
+def race(title: str, url: str, seconds: float, statements: Statements = ONE) -> None:
     """Run all ways in turns under three conditions, and those in turns too."""
     conditions: dict[str, tuple[Race, int, Callable[[], AbstractContextManager[None]]]] = {
-        "cores sleep while it waits": (Race(url, writes=writes), TURN, nullcontext),
-        "cores are kept awake": (Race(url, writes=writes), TURN, awake),
-        "cores sleep, turns of one": (Race(url, writes=writes), 1, nullcontext),
+        "cores sleep while it waits": (Race(url, statements), TURN, nullcontext),
+        "cores are kept awake": (Race(url, statements), TURN, awake),
+        "cores sleep, turns of one": (Race(url, statements), 1, nullcontext),
     }
     for _ in range(round(seconds)):
         for runners, turn, condition in conditions.values():
@@ -252,14 +253,14 @@ class Race:
     turn is compared with the plain turn of the same round, for machines drift; what is told is the median of those.
     """
 
-    def __init__(self, url: str, *, writes: bool) -> None:
-        self.writes = writes
-        self.ways = {**({} if writes else READING), **WAYS}
+    def __init__(self, url: str, statements: Statements) -> None:
+        self.statements = statements
+        self.ways = {**({} if UPDATE in statements else READING), **WAYS}
         self.opened = {name: connect(url, name) for name in self.ways}
         for name, way in self.ways.items():
             for _ in range(50):
-                way(self.opened[name], writes=writes)
-        self.trips = {name: round_trips(way, self.opened[name], writes=writes) for name, way in self.ways.items()}
+                way(self.opened[name], statements)
+        self.trips = {name: round_trips(way, self.opened[name], statements) for name, way in self.ways.items()}
         self.walls: dict[str, list[float]] = {name: [] for name in self.ways}
         self.cpus: dict[str, list[float]] = {name: [] for name in self.ways}
         self.served = dict.fromkeys(self.ways, 0.0)
@@ -274,7 +275,7 @@ class Race:
                 walls, busy = [], time.process_time()
                 for _ in range(turn):
                     begun = time.perf_counter()
-                    way(self.opened[name], writes=self.writes)
+                    way(self.opened[name], self.statements)
                     walls.append(time.perf_counter() - begun)
                 self.cpus[name].append((time.process_time() - busy) / turn)
                 self.walls[name].append(statistics.median(walls))
@@ -340,16 +341,29 @@ while os.getppid() == parent:
 """
 
 
-def crowd(title: str, url: str, seconds: float, *, clients: int, ways: Iterable[str]) -> None:
-    """Have several processes do the same at once, for a second each way, in turns; the first is what others add to."""
+def crowd(
+    title: str,
+    url: str,
+    seconds: float,
+    *,
+    clients: int,
+    ways: Iterable[str],
+    statements: Statements = ONE,
+    pool: Callable[[int], Executor] | None = None,
+) -> None:
+    """
+    Have several clients do the same at once, for a second each way, in turns; the first is what others add to.
+
+    Each is a process of its own, unless another pool is given.
+    """
     medians: dict[str, list[float]] = {name: [] for name in ways}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     busy: list[float] = []
-    with ProcessPoolExecutor(clients, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with (pool or processes)(clients) as workers:
         for turn in range(-1, round(seconds * 2)):
             for name in ways:
                 idle = idle_s()
-                seen = [pool.submit(one_of_a_crowd, url, name, 1.0) for _ in range(clients)]
+                seen = [workers.submit(one_of_a_crowd, url, name, statements, 1.0) for _ in range(clients)]
                 walls = [wall for client in seen for wall in client.result()]
                 if turn < 0:  # it came, imported, connected and prepared
                     continue
@@ -367,20 +381,26 @@ def crowd(title: str, url: str, seconds: float, *, clients: int, ways: Iterable[
     table(f"{title}, {clients} clients at once, cores are {statistics.median(busy):.0%} busy", rows)
 
 
-_mine: dict[str, psycopg.Connection[Any]] = {}
+def processes(clients: int) -> Executor:
+    return ProcessPoolExecutor(clients, mp_context=multiprocessing.get_context("spawn"))
 
 
-def one_of_a_crowd(url: str, name: str, seconds: float) -> list[float]:
-    """Run transactions of one way, in a process of its own; return how long each took."""
+_mine = threading.local()
+
+
+def one_of_a_crowd(url: str, name: str, statements: Statements, seconds: float) -> list[float]:
+    """Run transactions of one way, in a process or thread of its own; return how long each took."""
     way = {**WAYS, **READING}[name]
-    if name not in _mine:
-        _mine[name] = connect(url, name)
+    opened: dict[str, psycopg.Connection[Any]] = vars(_mine)  # this thread's
+    if name not in opened:
+        opened[name] = connect(url, name)
         for _ in range(50):
-            way(_mine[name], writes=False)
+            way(opened[name], statements)
+    connection = opened[name]
     walls = []
     ends_at = time.monotonic() + seconds
     while (begun := time.monotonic()) < ends_at:
-        way(_mine[name], writes=False)
+        way(connection, statements)
         walls.append(time.monotonic() - begun)
     return walls
 
@@ -394,11 +414,11 @@ def idle_s() -> float:
     return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
 
 
-def round_trips(way: Way, connection: psycopg.Connection[Any], *, writes: bool) -> int:
+def round_trips(way: Way, connection: psycopg.Connection[Any], statements: Statements) -> int:
     """Count the answers that the client had to wait for, in libpq's own trace of what went over the wire."""
     with tempfile.TemporaryFile("w+") as trace:
         connection.pgconn.trace(trace.fileno())
-        way(connection, writes=writes)
+        way(connection, statements)
         connection.pgconn.untrace()
         trace.seek(0)
         return sum("ReadyForQuery" in line for line in trace)
@@ -510,13 +530,15 @@ def throughput(server: local.Server, seconds: float) -> None:
     """
     Let 16 clients run read-only transactions, with flags and without, in turns; the machine is full.
 
-    First processes with psycopg, as an application has them; then pgbench, whose client costs next to nothing, so that
-    the server's part shows. There, what is sent is what the helper sends, once it has prepared. What the application
-    itself sends is prepared too, as psycopg does after five times, or planned each time, which makes flags look cheaper
-    than they are.
+    First threads of one process and processes with psycopg, as an application has them, with one SELECT and with four;
+    then pgbench, whose client costs next to nothing, so that the server's part shows. There, what is sent is what the
+    helper sends, once it has prepared. What the application itself sends is prepared too, as psycopg does after five
+    times, or planned each time, which makes flags look cheaper than they are.
     """
-    title = "Read-only transactions of one SELECT, psycopg, unix socket"
-    crowd(title, server.url(), seconds, clients=CLIENTS, ways=READING)
+    for many, selects in {"one SELECT": ONE, "four SELECTs": FOUR}.items():
+        for kind, pool in {"threads of one process": ThreadPoolExecutor, "processes": processes}.items():
+            title = f"Read-only transactions of {many}, psycopg, {kind}, unix socket"
+            crowd(title, server.url(), seconds, clients=CLIENTS, ways=READING, statements=selects, pool=pool)
     program = shutil.which("pgbench") or next(
         (str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"), reverse=True)), None
     )
@@ -527,19 +549,20 @@ def throughput(server: local.Server, seconds: float) -> None:
     begin, preparing, _ = texts.openings[Form.PREPARING].decode().split("; ")
     opening = texts.openings[Form.EXECUTING].decode().replace("; ", "\\; ")
     once = f"\\if :first\n{preparing};\nPREPARE work (int) AS {WORK.replace('7', '$1')};\n\\set first 0\n\\endif\n"
-    for how, work in {
-        "prepared": "EXECUTE work (:id);\n",
-        "planned each time": f"{WORK.replace('7', ':id')};\n",
+    begun = {"plain": begin, "with flags": opening, "with a SELECT of its own": f"{begin};\n{LOOKUP}"}
+    for how, selects in {
+        "of one SELECT, prepared": "EXECUTE work (:id);\n",
+        "of four SELECTs, prepared": "EXECUTE work (:id);\n" * 4,
+        "of one SELECT, planned each time": f"{WORK.replace('7', ':id')};\n",
     }.items():
-        begun = {"plain": begin, "with flags": opening, "with a SELECT of its own": f"{begin};\n{LOOKUP}"}
         rates = measured(
             server,
             program,
-            {name: f"{once}\\set id random(1, {ROWS})\n{text};\n{work}COMMIT;\n" for name, text in begun.items()},
+            {name: f"{once}\\set id random(1, {ROWS})\n{text};\n{selects}COMMIT;\n" for name, text in begun.items()},
             rounds=max(3, round(seconds * 3)),
         )
         table(
-            f"Read-only transactions of one SELECT, pgbench, {CLIENTS} clients, {how}",
+            f"Read-only transactions {how}, pgbench, {CLIENTS} clients",
             {
                 name: f"{statistics.median(seen):8.0f} tx/s  "
                 f"{statistics.median(one / base for one, base in zip(seen, rates['plain'], strict=True)):6.1%}"
