@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -473,6 +473,40 @@ async def test_an_error_swallowed_inside_is_told_instead_of_a_silent_rollback(
             with pytest.raises(psycopg.errors.DivisionByZero):
                 await door.run(connection, "SELECT 1 / 0")
     assert [] == ledger.connection.execute("SELECT id FROM note").fetchall()
+    await assert_usable(door, flags, connection)
+
+
+async def test_a_savepoint_that_was_never_left_is_not_committed(
+    door: Door, shard: Shard, ledger: Ledger, flags: Flags
+) -> None:
+    connection = await door.connect(shard)
+    savepoint = door.savepoint(connection)
+
+    with pytest.raises(psycopg.ProgrammingError, match="commit"):  # noqa: PT012 - where it ends is the point
+        async with door.transaction(flags, connection, shard="eu1") as view:
+            await savepoint.__aenter__()
+            await door.run(connection, "INSERT INTO note VALUES (1)")
+    assert view.expired
+    assert [] == ledger.connection.execute("SELECT id FROM note").fetchall()
+    await savepoint.__aexit__(None, None, None)
+    await door.call(connection.rollback)
+    await assert_usable(door, flags, connection)
+
+
+async def test_a_pipeline_that_is_left_after_the_block_is_committed(
+    door: Door, shard: Shard, ledger: Ledger, flags: Flags
+) -> None:
+    connection = await door.connect(shard)
+
+    async with AsyncExitStack() as later:
+        async with door.transaction(flags, connection, shard="eu1"):
+            pipeline = connection.pipeline()
+            if hasattr(pipeline, "__aenter__"):
+                await later.enter_async_context(pipeline)
+            else:
+                later.enter_context(pipeline)
+            await door.call(connection.execute, "INSERT INTO note VALUES (1)")
+    assert [(1,)] == ledger.connection.execute("SELECT id FROM note").fetchall()
     await assert_usable(door, flags, connection)
 
 
