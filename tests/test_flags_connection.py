@@ -498,14 +498,13 @@ async def test_a_pipeline_that_is_left_after_the_block_is_committed(
 ) -> None:
     connection = await door.connect(shard)
 
-    async with AsyncExitStack() as later:
-        async with door.transaction(flags, connection, shard="eu1"):
-            pipeline = connection.pipeline()
-            if hasattr(pipeline, "__aenter__"):
-                await later.enter_async_context(pipeline)
-            else:
-                later.enter_context(pipeline)
-            await door.call(connection.execute, "INSERT INTO note VALUES (1)")
+    async with AsyncExitStack() as later, door.transaction(flags, connection, shard="eu1"):
+        pipeline = connection.pipeline()
+        if hasattr(pipeline, "__aenter__"):
+            await later.enter_async_context(pipeline)
+        else:
+            later.enter_context(pipeline)
+        await door.call(connection.execute, "INSERT INTO note VALUES (1)")
     assert [(1,)] == ledger.connection.execute("SELECT id FROM note").fetchall()
     await assert_usable(door, flags, connection)
 
