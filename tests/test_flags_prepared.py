@@ -116,6 +116,17 @@ async def test_after_a_few_transactions_the_opening_is_prepared_and_never_costs_
     assert [("plain", 3)] * 4 + [("preparing", 3)] + [("executing", 3)] * 3 == seen
 
 
+async def test_who_is_told_nothing_of_the_mark_asks_for_it_before_committing(wire: Wire) -> None:
+    """As behind a pooler that keeps the server's reports for itself: what libpq remembers means nothing there."""
+    before = len(wire.proxy.statements)
+    async with wire.door.transaction(wire.flags, wire.connection, shard="eu1"):
+        wire.flags.known(wire.connection).reported = False
+
+    assert ["SELECT pg_catalog.current_setting('default_transaction_read_only')", "COMMIT"] == [
+        statement.rstrip("\0") for statement in wire.proxy.statements[before + 1 :]
+    ]
+
+
 async def test_a_reader_and_a_writer_prepare_each_their_own(wire: Wire) -> None:
     await wire.begin_several()
 
