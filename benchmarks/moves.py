@@ -152,7 +152,8 @@ def main() -> None:
     with local.cluster(["eu1"], settings=SETTINGS) as (server,), wal_on_disk(server):
         url = server.create_database("shop")
         write_segments(url)
-        rounds = [play(url, table, options.tps, ["idle", *options.only], ways) for _ in range(options.rounds)]
+        everything = {**FLOORS, **ways}
+        rounds = [play(url, table, options.tps, [*FLOORS, *options.only], everything) for _ in range(options.rounds)]
     show(rounds)
 
 
@@ -200,7 +201,7 @@ def play(
         with Application(url, table, tps) as app:
             wal, size = look(url)
             app.latencies()
-            measured = ways[name](url, table) if name != "idle" else rest()
+            measured = ways[name](url, table)
             time.sleep(0.5)  # who waited for the last batch is through only now
             measured.felt_ms = app.latencies()
             after = look(url)
@@ -210,8 +211,17 @@ def play(
     return played
 
 
-def rest() -> Measured:
+def rest(*_: object) -> Measured:
     time.sleep(WATCHED_S)
+    return Measured(seconds=WATCHED_S)
+
+
+def compute(url: str, _: Table) -> Measured:
+    """Keep one core busy and touch no table: what any work at all costs an application on so many cores."""
+    ends_at = time.monotonic() + WATCHED_S
+    with psycopg.connect(url, autocommit=True) as connection:
+        while time.monotonic() < ends_at:
+            connection.execute("SELECT count(n) FROM generate_series(1, 100000) n")
     return Measured(seconds=WATCHED_S)
 
 
@@ -222,18 +232,19 @@ def show(rounds: list[dict[str, Measured]]) -> None:
     print(
         f"idle: application p50 {median('idle', lambda m, _: percentile(m.felt_ms, 50)):.2f} ms, "
         f"p99 {median('idle', lambda m, _: percentile(m.felt_ms, 99)):.2f} ms, "
-        f"worst {median('idle', lambda m, _: max(m.felt_ms)):.1f} ms; medians of {len(rounds)} rounds"
+        f"worst {median('idle', lambda m, _: max(m.felt_ms)):.1f} ms; medians of {len(rounds)} rounds\n"
+        f"beside a session that only computes: p99 {median('computing', felt):.1f} x idle"
     )
     columns = "way", "rows/s", "x whole", "p99, x idle", "worst ms", "rows a batch", "batch ms", "empty", "check/move"
     print(f"| {' | '.join([*columns, 'WAL B/row', 'growth'])} |")
     print("|---" * (len(columns) + 2) + "|")
     for name in rounds[0]:
-        if name == "idle":
+        if name in FLOORS:
             continue
         cells = [
             f"{median(name, lambda m, _: m.speed):,.0f}",
             f"{median(name, lambda m, all_: m.speed / all_['whole'].speed if 'whole' in all_ else float('nan')):.2f}",
-            f"{median(name, lambda m, all_: percentile(m.felt_ms, 99) / percentile(all_['idle'].felt_ms, 99)):.1f}",
+            f"{median(name, felt):.1f}",
             f"{median(name, lambda m, _: max(m.felt_ms)):.0f}",
             f"{median(name, lambda m, _: m.rows / m.batches):.0f}",
             f"{median(name, lambda m, _: statistics.fmean(m.statement_ms[12:]) if m.statement_ms else 0):.1f}",
@@ -245,8 +256,16 @@ def show(rounds: list[dict[str, Measured]]) -> None:
         print(f"| {name} | {' | '.join(cells)} |")
 
 
+def felt(measured: Measured, played: dict[str, Measured]) -> float:
+    """Return the application's p99, in times that of the idle server."""
+    return percentile(measured.felt_ms, 99) / percentile(played["idle"].felt_ms, 99)
+
+
 def percentile(values: list[float], rank: int) -> float:
     return statistics.quantiles(values, n=100)[rank - 1] if len(values) > 1 else float("nan")
+
+
+FLOORS: dict[str, Callable[[str, Table], Measured]] = {"idle": rest, "computing": compute}
 
 
 # --------------------------------------------------------------------------------------------------------------------
