@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from shardmig import gates
+from shardmig.errors import GateFailed
 from shardmig.events import Waiting
 from shardmig.ledger import os_user
-from shardmig.outcomes import Outcome, ShardReport
+from shardmig.outcomes import Outcome, ShardReport, outcome_of
 from shardmig.todo import pending
 
 if TYPE_CHECKING:
@@ -125,15 +126,15 @@ class Trial:
 
     async def run(self) -> ShardReport:
         """Bake as long as is left, ask the gates, and note in the canary's log that it passed."""
-        bake_s = 0.0
+        bake_s, gate = 0.0, False
 
         async def look(run: Run) -> ShardReport | None:
-            nonlocal bake_s
+            nonlocal bake_s, gate
             standing = await Standing.read(run.session)
             rollout = self.config.rollout
             if not standing.due:
                 return None
-            bake_s = standing.bake_left_s(rollout.bake_s)
+            bake_s, gate = standing.bake_left_s(rollout.bake_s), rollout.gate is not None
             return None if bake_s > 0 else await self._ask(run)
 
         report = await self.work_on(self.shard, look)
@@ -141,6 +142,8 @@ class Trial:
             if not await self._bake(bake_s):
                 return replace(report, outcome=Outcome.INTERRUPTED, reason="stopped while it baked; apply goes on")
             report = await self.work_on(self.shard, look)
+        if gate and report.outcome is Outcome.DONE:
+            report = await self._command(report)
         return report
 
     async def _bake(self, seconds: float) -> bool:
@@ -152,18 +155,37 @@ class Trial:
         return not self.stop.is_set()
 
     async def _ask(self, run: Run) -> ShardReport | None:
-        """Ask every gate; what people switched back meanwhile has not passed."""
+        """Ask the assertions; where no command is to be run, the canary has passed then."""
         rollout = self.config.rollout
-        _, held = pending(self.plans, records := await run.records())
-        if held:
-            return held_back(records, held)
+        if held := await self._held(run):
+            return held
         await gates.pass_assertions(run.session, rollout.assertions)
-        if rollout.gate is not None and not await gates.pass_command(
-            self.shard.name, rollout, directory=self.config.root, stop=self.stop
-        ):
-            return ShardReport(self.shard.name, Outcome.INTERRUPTED, 0, "stopped in its gate; apply goes on")
+        if rollout.gate is None:
+            await Standing.end(run.session, "passed")
+        return None
+
+    async def _command(self, report: ShardReport) -> ShardReport:
+        """Run the gate's command, without a session: it may take minutes, and one that idles so long may be cut."""
+        try:
+            passed = await gates.pass_command(
+                self.shard.name, self.config.rollout, directory=self.config.root, stop=self.stop
+            )
+        except GateFailed as error:
+            return replace(report, outcome=outcome_of(error), reason=str(error), error=error)
+        if not passed:
+            return replace(report, outcome=Outcome.INTERRUPTED, reason="stopped in its gate; apply goes on")
+        return await self.work_on(self.shard, self._pass)
+
+    async def _pass(self, run: Run) -> ShardReport | None:
+        if held := await self._held(run):
+            return held
         await Standing.end(run.session, "passed")
         return None
+
+    async def _held(self, run: Run) -> ShardReport | None:
+        """Say what people switched back meanwhile: that has not passed."""
+        _, held = pending(self.plans, records := await run.records())
+        return held_back(records, held) if held else None
 
     async def fail(self, report: ShardReport) -> ShardReport:
         """Take back what went LIVE in this trial, if the canary can be reached, and say what became of it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -253,6 +255,38 @@ async def test_a_command_that_does_not_exit_zero_fails_the_canary(six: list[Shar
     assert [FAILED, *[PENDING] * 5] == [one.outcome for one in report]
     assert says in report.shards[0].reason
     assert State.OLD == flags(six[0])["shop"]
+
+
+async def test_no_session_waits_for_the_gate_so_none_can_be_cut_meanwhile(six: list[Shard], tmp_path: Path) -> None:
+    script = tmp_path / "smoke.py"
+    script.write_text(
+        "import psycopg, sys\n"
+        "with psycopg.connect(sys.argv[1]) as connection:\n"
+        '    others = connection.execute("SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND"\n'
+        "        \" pid <> pg_backend_pid() AND backend_type = 'client backend'\").fetchall()\n"
+        "sys.exit(len(others))\n"
+    )
+    rollout = {"gate": shlex.join([sys.executable, str(script), six[0].url.get_secret_value()])}
+
+    assert {DONE} == set((await outcomes(fleet_of(six, SHOP, rollout=rollout))).values())
+
+
+async def test_a_canary_that_was_switched_back_while_its_gate_ran_has_not_passed(
+    six: list[Shard], tmp_path: Path
+) -> None:
+    script = tmp_path / "smoke.py"
+    script.write_text(
+        "import psycopg, sys\n"
+        "with psycopg.connect(sys.argv[1]) as connection:\n"
+        "    connection.execute(\"SELECT shardmig.switch('shop', 'OLD', 'smoke')\")\n"
+    )
+    rollout = {"gate": shlex.join([sys.executable, str(script), six[0].url.get_secret_value()])}
+
+    report = await fleet_of(six, SHOP, rollout=rollout).apply()
+
+    assert [PENDING] * 6 == [one.outcome for one in report], report.shards[0].reason
+    assert "somebody switched it back" in report.shards[0].reason
+    assert [] == run(six[0], "SELECT FROM shardmig.log WHERE action = 'canary' AND after = 'passed'")
 
 
 @pytest.mark.parametrize("sql", ["SELECT 1", "SELECT NULL::boolean", "SELECT true WHERE false", "SELECT nonsense"])
