@@ -319,7 +319,7 @@ class MoveRun:
         [rows] = self._piece.queries(self.move)
         more = behind[0] != self._row.upto and (batch.lap is None or batch.next_lap is not None)
         ahead = [self._look(behind[0], batch.next_lap)] if more else []
-        first = Query(f"{record.sql}, {self._limits(batch.passed)}", record.params)
+        first = Query(f"{record.sql}, {self._limits(batch.rows)}", record.params)
         with translated(self.turn.shard, self._where):
             _, began, _, ended, _, *found = await self.turn.session.flight(
                 [Query("BEGIN"), first, rows, _CLOCK, Query("COMMIT"), *ahead]

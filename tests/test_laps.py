@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from moving import moving, notes, same_table, second_table
 
 from shardmig import laps
-from shardmig.config import Pace
+from shardmig.config import Pace, SessionSettings
 from shardmig.errors import StepFailed
 from shardmig.events import BatchDone, BatchFailed
 from shardmig.laps import Lap
@@ -78,6 +81,29 @@ def test_between_two_stretches_there_is_no_lap() -> None:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Rows
+
+
+async def test_a_row_that_is_locked_again_and_again_is_moved_in_laps_too(shard: Shard, connect: Connect) -> None:
+    """Split down to one row, a batch still passes as many as there are laps; it is one row that is waited for."""
+    stop, writers = threading.Event(), 3
+
+    def keep_locked() -> None:
+        connection = connect(shard)
+        while not stop.is_set():
+            with connection.transaction():
+                connection.execute("UPDATE t SET filler = filler WHERE id = 10000")
+                time.sleep(0.025)
+
+    settings = SessionSettings(lock_wait_s=15)  # some of the rungs reach it within a second
+    async with moving(shard, same_table(), T, *INDEXES, FILL, "VACUUM ANALYZE t", settings=settings) as here:
+        with ThreadPoolExecutor(writers) as pool:
+            busy = [pool.submit(keep_locked) for _ in range(writers)]
+            try:
+                assert await here.run(pace=Pace()).run()
+            finally:
+                stop.set()
+        assert [None] * writers == [one.result() for one in busy]
+        await all_once(here)
 
 
 async def test_a_table_with_indexes_stays_small_and_each_row_is_moved_once(shard: Shard) -> None:
