@@ -198,6 +198,23 @@ async def test_any_key_is_walked_and_one_without_hash_or_order_once(
         assert (kind in {"no hash", "uuid"}) == ((await here.step()).batches == 2000 // 50)
 
 
+@pytest.mark.parametrize("key", [("id",), ("id", "twin"), ("id", "one"), ("one", "id", "twin")])
+def test_laps_share_the_rows_alike(shard: Shard, connect: Connect, key: tuple[str, ...]) -> None:
+    connection = connect(shard)
+    connection.execute("CREATE TABLE t AS SELECT g AS id, g AS twin, 1 AS one FROM generate_series(1, 8000) g")
+
+    found = [
+        connection.execute(
+            f"SELECT count(*) FROM t WHERE {Lap(number, 4, 8000, ['8000']).condition(key, 't')}"
+        ).fetchone()
+        for number in range(4)
+    ]
+
+    counts = [count for row in found if row for count in row]
+    assert 8000 == sum(counts)
+    assert all(1800 < count < 2200 for count in counts), counts
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What happens meanwhile
 
