@@ -140,9 +140,9 @@ class Fleet:
             if not await ledger.version_of(run.session):
                 raise SwitchRefused("it has no ledger; `shardmig apply` begins one", shard=run.session.shard.name)
             records = await run.records()  # which upgrades an older ledger
-            if aware is not None:
+            if aware is not None and flag in records.flags:
                 await run.vouch(aware, [flag])
-            elif self.config.rollout.require_aware:
+            elif not self.vouched(aware):
                 refuse_unvouched(records, flag, target)
             if await run.walk(flag, target):
                 return None
@@ -219,8 +219,18 @@ class Fleet:
         """Let a flag's paused moves go on."""
         return await self._beside(lambda session: ledger.let_go_on(session, flag))
 
+    def vouched(self, aware: str | None) -> bool:
+        """Whether flags may leave OLD: somebody named a release whose processes know them, or nobody has to."""
+        return aware is not None or not self.config.rollout.require_aware
+
     async def status(
-        self, *, until: Until = Until.LIVE, upto: str | None = None, log: bool = False, forecast: bool = False
+        self,
+        *,
+        until: Until = Until.LIVE,
+        upto: str | None = None,
+        aware: str | None = None,
+        log: bool = False,
+        forecast: bool = False,
     ) -> list[ShardStatus]:
         """
         Ask every target where it is; changes nothing.
@@ -228,6 +238,7 @@ class Fleet:
         Args:
             until: how far each plan is meant to go.
             upto: the last revision meant; None for the head.
+            aware: a release, as `apply` takes it.
             log: whether to read the log too.
             forecast: whether to try, and roll back, what tells how long moves take.
         """
@@ -236,7 +247,15 @@ class Fleet:
         async def ask(shard: Shard) -> ShardStatus:
             try:
                 async with self._session(shard, self.config, purpose="read", ask=self._questions(shard)) as session:
-                    found = await read_status(session, self.config, plans, history=self.plans, until=until, log=log)
+                    found = await read_status(
+                        session,
+                        self.config,
+                        plans,
+                        history=self.plans,
+                        until=until,
+                        vouched=self.vouched(aware),
+                        log=log,
+                    )
                     return await with_forecasts(session, self.config.pace, found) if forecast else found
             except ShardmigError as error:
                 return ShardStatus(shard.name, outcome_of(error), str(error))

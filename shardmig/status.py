@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shardmig.plan import AcceptedPlan
     from shardmig.records import LogRow
     from shardmig.session import Session
-    from shardmig.todo import Todo, Until
+    from shardmig.todo import Held, Todo, Until
 
 __all__ = ["ShardStatus", "read_status", "with_forecasts"]
 
@@ -45,6 +45,7 @@ class ShardStatus:
         log: the append-only log, if it was asked for.
         forecasts: what each move that is left would take, if that was asked for.
         refused: why the shard would refuse what is left, if that was asked for; empty when it would not.
+        held: what each flag waits for that does not go on by itself.
     """
 
     shard: str
@@ -55,6 +56,7 @@ class ShardStatus:
     log: tuple[LogRow, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
     refused: str = ""
+    held: tuple[str, ...] = ()
 
 
 async def read_status(
@@ -64,6 +66,7 @@ async def read_status(
     *,
     history: Sequence[AcceptedPlan],
     until: Until,
+    vouched: bool,
     log: bool,
 ) -> ShardStatus:
     """
@@ -75,16 +78,17 @@ async def read_status(
         plans: what is meant to be there, in order.
         history: all plans, in order.
         until: how far each of `plans` is meant to go.
+        vouched: somebody says that every process which runs knows the flags.
         log: whether to read the log too.
     """
     shard = session.shard.name
     records = await read_records(session, known={accepted.sha256 for accepted in history})
     lines = tuple(await read_log(session)) if log and records else ()
     try:
-        todo, held = pending(plans, records or Records(shard), until=until, history=history)
+        todo, held = pending(plans, records or Records(shard), until=until, history=history, vouched=vouched)
     except PlanChanged as changed:
         return ShardStatus(shard, Outcome.PLAN_CHANGED, str(changed), records, (), lines)
-    reasons = [f"{one.flag} {'has to be filled in' if one.unfilled else 'is held at'} {one.state.name}" for one in held]
+    reasons = [*(kept := tuple(map(_keeps, held)))]
     if records is not None and (further := ahead(history, records)):
         reasons.append(further)
     if refused := unadopted(config, records or Records(shard)):
@@ -101,7 +105,7 @@ async def read_status(
         reasons.insert(0, records.reason or "no reason given")
     else:
         outcome = Outcome.PENDING if todo or held or refused else Outcome.DONE
-    return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines, refused=refused)
+    return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines, refused=refused, held=kept)
 
 
 async def with_forecasts(session: Session, pace: Pace, found: ShardStatus) -> ShardStatus:
@@ -112,6 +116,14 @@ async def with_forecasts(session: Session, pace: Pace, found: ShardStatus) -> Sh
         return replace(found, forecasts=await forecasts(session, pace, found.left, records))
     except PreflightFailed as refused:
         return replace(found, refused=str(refused))
+
+
+def _keeps(held: Held) -> str:
+    if held.unvouched:
+        return f"{held.flag} waits for somebody who vouches (--aware RELEASE)"
+    if held.needs:
+        return f"{held.flag} waits for {' and '.join(held.needs)}"
+    return f"{held.flag} {'has to be filled in' if held.unfilled else 'is held at'} {held.state.name}"
 
 
 def _named(revisions: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from shardmig.plan import Statement, Switch, step_sha256
 from shardmig.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import MigrationRow, Records
@@ -62,13 +62,20 @@ class Held:
         flag: its name.
         state: where it waits.
         unfilled: it is there for the first time, and the application has to fill it.
-        unvouched: nobody said that every process which runs knows it. If neither, it was switched back.
+        unvouched: nobody said that every process which runs knows it.
+        needs: flags that must be LIVE first, and will not be.
     """
 
     flag: str
     state: State
     unfilled: bool = False
     unvouched: bool = False
+    needs: tuple[str, ...] = ()
+
+    @property
+    def switched_back(self) -> bool:
+        """Whether people took it back: nothing else keeps it."""
+        return not (self.unfilled or self.unvouched or self.needs)
 
 
 def pending(
@@ -116,8 +123,11 @@ def pending(
                 f"`shardmig revision --rebase` puts yours behind it"
             )
     todo, held = [], []
+    reached: dict[str, State] = {}
     for accepted in plans:
-        left, keeps = _left(accepted, records, until, vouched=vouched)
+        left, keeps = _left(accepted, records, until, reached, vouched=vouched)
+        if left is not None and left.target is not None:
+            reached[accepted.plan.flag] = left.target
         if left is not None:
             todo.append(left)
         if keeps is not None:
@@ -132,7 +142,10 @@ def ahead(history: Sequence[AcceptedPlan], records: Records) -> str:
     return f"it is ahead of these scripts, which do not know {', '.join(newer)}" if newer else ""
 
 
-def _left(accepted: AcceptedPlan, records: Records, until: Until, *, vouched: bool) -> tuple[Todo | None, Held | None]:
+def _left(
+    accepted: AcceptedPlan, records: Records, until: Until, reached: Mapping[str, State], *, vouched: bool
+) -> tuple[Todo | None, Held | None]:
+    """Decide about one plan; `reached` says where the flags before it will be that go further."""
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
     if row is not None and row.sha256 != accepted.sha256:
@@ -148,15 +161,18 @@ def _left(accepted: AcceptedPlan, records: Records, until: Until, *, vouched: bo
     done = {number for (revision, number), step in records.steps.items() if revision == plan.revision and step.done}
     statements = tuple(n for n, s in enumerate(plan.steps, 1) if isinstance(s, Statement) and n not in done)
     state = records.state(plan.flag)
-    reached = max((s.to for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and n in done), default=State.OLD)
+    been = max((s.to for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and n in done), default=State.OLD)
+    missing = tuple(name for name in plan.needs if reached.get(name, records.state(name)) < State.LIVE)
     wanted, held, moves_only = _target(plan, until), None, False
-    if state < min(reached, wanted):
+    if state < min(been, wanted):
         held, target = Held(plan.flag, state), None
     elif state is State.OLD < wanted and plan.has_move and not vouched:
         held, target = Held(plan.flag, state, unvouched=True), None
+    elif state is State.OLD < wanted and missing:
+        held, target = Held(plan.flag, state, needs=missing), None
     else:
         if plan.filled_elsewhere and until is Until.LIVE and state < State.LIVE:
-            held = Held(plan.flag, State.DUAL, unfilled=reached < State.LIVE)
+            held = Held(plan.flag, State.DUAL, unfilled=been < State.LIVE)
         target = wanted if wanted > state else None
         valid = flag is not None and flag.new_valid
         moves = wanted is State.DUAL and (until is Until.MOVED or plan.filled_elsewhere)

@@ -207,7 +207,7 @@ class Trial:
 def held_back(records: Records, held: Sequence[Held]) -> ShardReport:
     """Say that people hold flags back, and how to go on."""
     reasons = []
-    if back := [one for one in held if not (one.unfilled or one.unvouched)]:
+    if back := [one for one in held if one.switched_back]:
         names = ", ".join(f"{one.flag} is {one.state.name}" for one in back)
         reasons.append(f"{names}: somebody switched it back; `shardmig switch {back[0].flag} LIVE` goes forward again")
     reasons += [
@@ -221,4 +221,5 @@ def held_back(records: Records, held: Sequence[Held]) -> ShardReport:
             f"{', '.join(unknown)} stays OLD until somebody vouches that every process which runs knows it: "
             "`shardmig apply --aware RELEASE` ([rollout] require_aware)"
         )
+    reasons += [f"{one.flag} stays OLD until {' and '.join(one.needs)} is LIVE" for one in held if one.needs]
     return ShardReport(records.shard, Outcome.PENDING, 0, "; ".join(reasons))

@@ -76,7 +76,7 @@ class Apply(Each):
             return await self._apply_to(run, records, by_people=records.maintenance > 0 and not closed)
 
     async def _apply_to(self, run: Run, records: Records, *, by_people: bool) -> ShardReport | None:
-        vouched = self._aware is not None or not self.fleet.config.rollout.require_aware
+        vouched = self.fleet.vouched(self._aware)
         todo, held = pending(self._plans, records, until=self._until, history=self.fleet.plans, vouched=vouched)
         if self.fleet.listener and (further := ahead(self.fleet.plans, records)):
             self.fleet.listener(Warned(records.shard, f"{further}; is this checkout too old?"))

@@ -431,6 +431,32 @@ async def test_where_somebody_must_vouch_no_flag_leaves_old_without(six: list[Sh
     assert (await fleet.switch("upper", State.LIVE, aware="2026-12")).done
 
 
+async def test_what_needs_a_flag_that_waits_for_people_waits_with_it(six: list[Shard]) -> None:
+    note = NOTE.model_copy(update={"needs": ("upper",)})
+    fleet = fleet_of(six, SHOP, UPPER, note, rollout={"require_aware": True})
+
+    canary, *_ = await fleet.apply()
+    assert (PENDING, "note stays OLD until upper is LIVE") == (canary.outcome, canary.reason.split("; ")[-1])
+    assert {"shop": State.LIVE, "upper": State.OLD, "note": State.OLD} == flags(six[0])
+    [status, *_] = await fleet.status()
+    assert status.held == ("upper waits for somebody who vouches (--aware RELEASE)", "note waits for upper")
+    assert (await fleet.apply(aware="2026-11")).done
+
+    assert not (await fleet.switch("nope", State.LIVE, aware="2026-12")).done
+    assert [("2026-11",)] == run(six[0], "SELECT DISTINCT after FROM shardmig.log WHERE action = 'aware'")
+
+
+async def test_a_dry_run_says_what_waits_for_people(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:1], SHOP, UPPER, rollout={"require_aware": True})
+
+    [without], [vouched] = await fleet.status(forecast=True), await fleet.status(forecast=True, aware="2026-11")
+
+    assert [(State.LIVE, None), (State.LIVE, State.LIVE)] == [
+        tuple(item.target for item in found.left) for found in (without, vouched)
+    ]
+    assert (1, 0) == (len(without.held), len(vouched.held))
+
+
 @pytest.mark.parametrize("aware", ["2026-11", None])
 async def test_whoever_switches_may_vouch_for_the_release_too(six: list[Shard], aware: str | None) -> None:
     fleet = fleet_of(six[:1], SHOP, UPPER)

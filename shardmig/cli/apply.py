@@ -83,13 +83,15 @@ def apply(
         raise ConfigError("--despite-proof wants --reason TEXT: the log keeps why it is right to go on")
     fleet.accepts_proof = despite_proof
     if failed:
-        found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision), quiet=True)
+        found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision, aware=aware), quiet=True)
         behind = {one.shard for one in found if one.outcome is not Outcome.DONE}
         if behind:  # the first of them would be the canary, and one that fails again would stop all others
             behind |= {shard.name for each in fleet.waves() if each.canary for shard in each.shards}
         fleet.targets = [target for target in chosen if target.name in behind]
     if dry_run:
-        found = progress.run(fleet, lambda: fleet.status(until=Until(until), upto=revision, forecast=True), quiet=True)
+        found = progress.run(
+            fleet, lambda: fleet.status(until=Until(until), upto=revision, aware=aware, forecast=True), quiet=True
+        )
         results.show_left(found, here.plans, output)
     else:
         progress.confirm(fleet.waves(), yes=yes)

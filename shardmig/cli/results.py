@@ -131,6 +131,7 @@ def _tasks(one: ShardStatus, name: str, *, takes: bool = False) -> Iterator[str]
         for line in _steps(item.accepted, item.statements, item.target):
             yield f"  {line}"
         yield from (f"  {each}" for each in one.forecasts if takes and each.revision == item.plan.revision)
+    yield from one.held if one.left else ()
     if one.left and one.refused:
         refused = overview.own(one.shard, one.refused)
         yield f"would be refused: {refused.replace(f'--shard {one.shard}', f'--shard {name}')}"
