@@ -142,11 +142,11 @@ class _Pulse:
         return f"does not end a statement whose time is over: server process {self._pid} hangs" if late else ""
 
 
-# A COMMIT that waits for a synchronous standby has no limit. What a server does not track (track_activities) it cannot
-# tell: null, and waited for.
+# A COMMIT has no limit: deferred triggers run in it, and it may wait for a disk or a synchronous standby; given up, it
+# would only be repeated. What a server does not track (track_activities) it cannot tell: null, and waited for.
 _FELT = """
 SELECT coalesce(state LIKE 'idle%%' AND state_change < clock_timestamp() - make_interval(secs => %s), false),
-       coalesce(state = 'active' AND wait_event IS DISTINCT FROM 'SyncRep'
+       coalesce(state = 'active' AND query <> 'COMMIT' AND wait_event IS DISTINCT FROM 'SyncRep'
                 AND query_start < clock_timestamp() - make_interval(secs => %s::float8 + %s), false)
 FROM pg_stat_activity WHERE pid = %s
 """

@@ -70,7 +70,7 @@ def committed_plans(config: Config) -> tuple[AcceptedPlan, ...]:
 
 
 def _written(path: Path) -> Plan | None:
-    with suppress(PlanError):
+    with suppress(PlanError, OSError):
         return planfile.read(path)
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -474,6 +475,31 @@ async def test_an_error_swallowed_inside_is_told_instead_of_a_silent_rollback(
                 await door.run(connection, "SELECT 1 / 0")
     assert [] == ledger.connection.execute("SELECT id FROM note").fetchall()
     await assert_usable(door, flags, connection)
+
+
+def test_a_statement_of_another_thread_that_fails_while_the_block_is_left_is_told_as_such(
+    shard: Shard, ledger: Ledger, flags: Flags, connect: Connect
+) -> None:
+    """The end waits for it, and only then looks at what there is to commit."""
+    connection = connect(shard)
+    begun = threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        with suppress(psycopg.errors.DivisionByZero):
+            connection.execute("SELECT 1 / (pg_sleep(0.5)::text = 'x')::int")
+
+    def block(pool: ThreadPoolExecutor) -> None:
+        with flags.transaction(connection, shard="eu1"):
+            connection.execute("SELECT 1")
+            failing = pool.submit(fail)
+            begun.wait(10)
+            while not connection.lock.locked():
+                time.sleep(0.001)
+            assert not failing.done()
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(WrongTransaction, match="a statement failed inside"):
+        block(pool)
 
 
 async def test_a_savepoint_that_was_never_left_is_not_committed(

@@ -612,6 +612,23 @@ async def test_a_runner_gives_up_on_an_answer_that_got_lost(shard: Shard, server
             assert 42 == (await session.execute("SELECT 42")).value
 
 
+async def test_a_commit_may_take_longer_than_any_statement(shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has no limit for it; given up, it would be rolled back, repeated and given up again."""
+    monkeypatch.setattr(pulse, "_LONGEST_S", 0.2)
+    async with at(shard, connect_timeout_s=1, statement_timeout_s=0.5) as session:
+        await session.execute("CREATE TABLE slow (id int)")
+        await session.execute(
+            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(5); RETURN NULL; END'"
+        )
+        await session.execute(
+            "CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION wait()"
+        )
+        await session.transact([Query("INSERT INTO slow VALUES (1)")])
+
+        assert 1 == (await session.execute("SELECT count(*) FROM slow")).value
+
+
 async def test_a_file_of_statements_that_nobody_answers_is_given_up_too(shard: Shard, servers: list[Server]) -> None:
     with FaultProxy(servers[0]) as proxy:
         through = elsewhere(shard, proxy.url(database_of(shard)))

@@ -102,7 +102,7 @@ def _lay_out(directory: Path) -> Iterator[str]:
 def _alembics(directory: Path) -> Path | None:
     """Return where the project's Alembic has its scripts, if it has one in the usual shape."""
     written = ConfigParser({"here": str(directory)}, strict=False)
-    with suppress(ConfigParserError):
+    with suppress(ConfigParserError, UnicodeDecodeError):
         written.read(directory / "alembic.ini", encoding="utf-8")
         versions = directory / written.get("alembic", "script_location") / "versions"
         return versions if versions.is_dir() else None

@@ -358,6 +358,8 @@ class _Begin:
         """
         connection, known = self._connection, self._known
         pgconn = connection.pgconn
+        if self._number != known.begun or pgconn.transaction_status != _IN_TRANSACTION:
+            self._refuse_to_commit()
         if known.marked:
             mark = pgconn.parameter_status(MARK)
             if not known.reported:  # in one more round trip
@@ -424,10 +426,8 @@ class Transaction(_Begin):
         if kind is not None:
             self._abandon()
             return
-        connection, known = self._connection, self._known
+        connection = self._connection
         try:
-            if self._number != known.begun or connection.pgconn.transaction_status != _IN_TRANSACTION:
-                self._refuse_to_commit()
             with connection.lock:
                 committed = connection.wait(self._commit())
             if not committed:
@@ -472,10 +472,8 @@ class AsyncTransaction(_Begin):
         if kind is not None:
             await self._abandon()
             return
-        connection, known = self._connection, self._known
+        connection = self._connection
         try:
-            if self._number != known.begun or connection.pgconn.transaction_status != _IN_TRANSACTION:
-                self._refuse_to_commit()
             async with connection.lock:
                 committed = await connection.wait(self._commit())
             if not committed:

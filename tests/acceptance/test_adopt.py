@@ -133,6 +133,17 @@ def test_alembics_own_directory_is_told_from_that_of_its_scripts(legacy: Project
     assert 'say migrations = "migrations/versions"' in legacy.run("plan", code=2).err
 
 
+def test_init_beside_an_alembic_ini_that_nobody_can_read_begins_anew(repository: Project) -> None:
+    (repository.root / "shardmig.toml").unlink()
+    (repository.root / "alembic.ini").write_bytes(
+        "[alembic]\n# für alle\nscript_location = alembic\n".encode("latin-1")
+    )
+
+    repository.run("init")
+
+    assert "migrations" == tomllib.loads((repository.root / "shardmig.toml").read_text())["migrations"]
+
+
 @pytest.mark.parametrize("where", ["alembic", "%(here)s/db/migrations", "elsewhere"])
 def test_init_beside_an_alembic_ini_takes_up_its_scripts(repository: Project, where: str) -> None:
     bare = repository
