@@ -249,6 +249,8 @@ def not_ready(shard: Shard, message: str) -> PreflightFailed:
 
 
 def _without_secrets(message: str, given: Mapping[str, object]) -> str:
+    if "@" in str(given.get("dbname", "")):  # so what libpq took for host, port and database begins in the password
+        return "what was meant as its password was read as host and database"
     secrets = [given.get(name) for name in ("password", "sslpassword")]
     # An @ or / in a password that was not percent-encoded makes its rest look like a host or a port.
     secrets += [part for name, sign in _MISTAKEN.items() if sign.search(part := str(given.get(name, "")))]

@@ -534,6 +534,7 @@ QUOTED = "p%40ss%2Fw%3Ard%27%25x"
         f"postgresql://shop:{QUOTED}@127.0.0.1:port/shop",
         "postgresql://shop:a@xxxx%20%20yyyy@no.such.host.invalid/shop",  # a message is folded, a secret is not
         f"postgresql://shop:{QUOTED}@no.such.host.invalid/shop",
+        "postgresql://shop:p@xxxx/yyyy@no.such.host.invalid:5432/shop",  # whose host seems to be the password's middle
     ],
 )
 async def test_an_unreachable_shard_never_shows_its_password(url: str, caplog: pytest.LogCaptureFixture) -> None:
