@@ -123,8 +123,11 @@ def lint_application(here: Config, paths: Sequence[Path]) -> Linted:
 
 async def _prove(here: Config) -> bool:
     """Run every plan on a throw-away server and say what each step locked, rewrote, scanned or took away."""
+    import psycopg
+
     from shardmig import catalog, local
     from shardmig.cli import console
+    from shardmig.pgerrors import first_line, pointer
     from shardmig.repository import accepted_plans
     from shardmig.session import open_session
 
@@ -135,7 +138,14 @@ async def _prove(here: Config) -> bool:
             shard, here.session.model_copy(update={"owner": None}), pg_versions=(10, 99)
         ) as session:
             for accepted in accepted_plans(here):
-                for proof in await catalog.prove(session, accepted.plan):
+                try:
+                    proofs = await catalog.prove(session, accepted.plan)
+                except psycopg.Error as error:
+                    where = pointer(error, session.failed.sql) if session.failed else ""
+                    said = f"{accepted.plan.revision}: does not run on an empty server: {first_line(error)}"
+                    console.tell(f"{said}\n{where}".rstrip())
+                    return False  # what follows may build on it
+                for proof in proofs:
                     locks = ", ".join(f"{mode} on {relation}" for relation, mode in proof.locks)
                     harm = [*(f"rewrites {r}" for r in proof.rewrites), *(f"scans {s}" for s in proof.scans)]
                     harm += [str(difference) for difference in proof.missing]

@@ -124,6 +124,20 @@ def test_check_judges_the_application_where_the_configuration_names_it(repositor
     assert "note: no Flag(…) here names order_address" in fine.out
 
 
+def test_a_plan_that_does_not_run_is_told_where_it_is_to_be_proved(repository: Project) -> None:
+    assert "additive" in repository.run("lint", "--prove").out
+
+    repository.run("revision", "-m", "typo")
+    [script] = repository.migrations.glob("*_typo.py")
+    text = script.read_text()
+    end = text.index("def upgrade")
+    script.write_text(text[:end] + 'def upgrade() -> None:\n    op.add_column("custmer", sa.Column("note", sa.Text))\n')
+    said = repository.run("lint", "--prove", code=1)
+
+    assert f'{script.stem}: does not run on an empty server: relation "custmer" does not exist' in said.out
+    assert "Traceback" not in said.out + said.err
+
+
 def test_lint_app_judges_flags_and_shows_the_cure(repository: Project) -> None:
     (repository.root / "app.py").write_text('import shardmig\n\nFLAG = shardmig.Flag("order_adress")\n')
 
