@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from moving import REVISION, blocked, customers, moving, same_table
+from moving import REVISION, blocked, customers, moving, same_table, second_table
 
+from shardmig import derivation
 from shardmig.errors import StepFailed
 from shardmig.sampling import refuse_lossy
 
@@ -33,6 +34,27 @@ async def test_a_row_that_an_application_inserts_while_the_sample_is_tried_is_no
         holder.execute("COMMIT")
 
         await trying
+
+
+async def test_what_an_earlier_move_left_behind_is_no_loss(shard: Shard) -> None:
+    """A row that is not to be moved any more has its counterpart still, which the move's check removes."""
+    shape = derivation.Shape("t", ("id",), "u", ("t_id",), where="a IS NOT NULL")
+    move = second_table(
+        forward=derivation.forward(shape, {"a": "a"}),
+        back=derivation.back(shape, {"a": "a"}),
+        back_check=derivation.back_check(shape, {"a": "a"}, {"a": "text"}),
+        orphans=derivation.orphans(shape),
+        purge=derivation.purge(shape),
+    )
+    made = (
+        "CREATE TABLE u (t_id bigint PRIMARY KEY, a text)",
+        "INSERT INTO u SELECT id, a FROM t",
+        "UPDATE t SET a = NULL WHERE id = 3",
+    )
+    async with moving(shard, move, T, customers(5), *made, dual=False) as here:
+        await refuse_lossy(here.session, REVISION, here.number, here.move)
+
+        assert [(5,)] == await here.rows("SELECT count(*) FROM u"), "all of it is rolled back"
 
 
 async def test_a_sampled_row_that_fails_is_named(shard: Shard) -> None:
