@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,7 @@ def test_the_configuration_of_throw_away_servers_goes_with_them_unless_somebody_
     assert running.stdout is not None
     assert "wrote local.toml\n" == running.stdout.readline()
     written = repository.root / "local.toml"
+    assert tomllib.loads(written.read_text())["rollout"] == {"require_aware": True}, "as init writes it"
     if edited:
         written.write_text(written.read_text() + "[lint]\n")
     running.send_signal(signal.SIGINT)
