@@ -494,7 +494,8 @@ BEGIN
         FROM shardmig.flag f
         WHERE f.shard = here AND f.flag = of_flag AND s.shard = here AND s.revision = f.revision AND s.kind = 'move';
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'shard % has no flag % with a move', here, of_flag USING ERRCODE = 'SM002';
+        RAISE EXCEPTION 'shard % has no flag % with a move (is it to come? apply --until structure, then pause)', here, of_flag
+            USING ERRCODE = 'SM002';
     END IF;
     INSERT INTO shardmig.log (shard, action, flag, reason) VALUES (here, 'pause', of_flag, why);
     RETURN format('%s: the move of %s rests', here, of_flag);

@@ -13,6 +13,7 @@ from shardmig.handshake import READ_ONLY
 from shardmig.outcomes import Outcome
 from shardmig.progress import state_of
 from shardmig.records import Records, read_log, read_records
+from shardmig.states import State
 from shardmig.switching import still_open
 from shardmig.todo import ahead, pending
 
@@ -137,12 +138,21 @@ async def _at_work(session: Session, records: Records) -> list[str]:
     if records.holder is None:
         return []
     if not records.at_work:
-        return [f"left by {records.holder}, who is gone: apply again"]
+        return [f"left by {records.holder}, who is gone: {_goes_on(records)}"]
     in_the_way = await still_open(session)
     return [
         f"worked on by {records.holder}",
         *(f"oldest transaction there: {blocker}" for blocker in in_the_way[:1]),
     ]
+
+
+def _goes_on(records: Records) -> str:
+    """Say what goes on where a runner left: `apply` knows the way forward alone."""
+    for step in records.steps.values():
+        flag = records.migrations[step.revision].flag
+        if step.direction == "back" and state_of(step) is not None and records.state(flag) is State.LIVE:
+            return f"`shardmig switch {flag} {State.DUAL.name} --shard {records.shard}` goes on back"
+    return "apply again"
 
 
 def _recorded(records: Records) -> list[str]:

@@ -66,6 +66,9 @@ def test_a_flag_without_a_row_is_old(flags: Flags) -> None:
 def test_a_typo_is_an_error(flags: Flags) -> None:
     view = view_of(flags, row())
 
+    for same_name in ("split_name", Flag("split_name")):
+        with pytest.raises(UnknownFlag, match="ask with that object, not with its name"):
+            view[same_name]  # type: ignore[index]
     with pytest.raises(UnknownFlag, match=r"split_nam.*split_name, order_address"):
         view[Flag("split_nam")]
     with pytest.raises(UnknownFlag, match="not declared"):

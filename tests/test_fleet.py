@@ -14,7 +14,8 @@ from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of, many, plan, run
 from servers import FaultProxy
 
 from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting, Warned
-from shardmig.outcomes import Outcome
+from shardmig.fleet import Fleet
+from shardmig.outcomes import Outcome, ShardReport
 from shardmig.plan import Move, Statement, Switch
 from shardmig.session import open_session
 from shardmig.states import State
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from shardmig.config import Shard
     from shardmig.events import Event
-    from shardmig.fleet import Fleet
     from shardmig.local import Server
 
 DONE, PENDING, FAILED, PARKED = Outcome.DONE, Outcome.PENDING, Outcome.FAILED, Outcome.PARKED
@@ -78,18 +78,27 @@ def _names(shards: tuple[Shard, ...]) -> set[str]:
     return {shard.name for shard in shards}
 
 
-@pytest.mark.parametrize("per_host", [1, None])
+@pytest.mark.parametrize(("per_host", "at_once"), [(1, 1), (2, 2), (None, 4)])
 async def test_no_more_shards_than_allowed_are_worked_on_at_once_on_one_server(
-    servers: list[Server], per_host: int | None
+    servers: list[Server], monkeypatch: pytest.MonkeyPatch, per_host: int | None, at_once: int
 ) -> None:
+    working, seen, work_on = 0, [], Fleet.work_on
+
+    async def counted(self: Fleet, *which: Any, **how: Any) -> ShardReport:
+        nonlocal working
+        working += 1
+        seen.append(working)
+        await asyncio.sleep(0.1)  # whoever may begin beside it has begun then
+        try:
+            return await work_on(self, *which, **how)
+        finally:
+            working -= 1
+
+    monkeypatch.setattr(Fleet, "work_on", counted)
     with many(servers[:1], 5, f"host{per_host}_") as shards:
-        fleet = fleet_of(shards, SHOP, rollout={"per_host": per_host, "waves": "all"})
-        events = heard(fleet)
-        await outcomes(fleet, until=Until.STRUCTURE)
+        await outcomes(fleet_of(shards, SHOP, rollout={"per_host": per_host, "waves": "all"}), until=Until.STRUCTURE)
 
-    names = [e.shard for e in events if isinstance(e, StepStarted | OutcomeReached)]
-
-    assert (per_host == 1) == (names == [name for one in dict.fromkeys(names) for name in (one, one)])
+    assert (5, at_once) == (len(seen), max(seen)), "the canary is alone in any case"
 
 
 async def test_one_failed_shard_neither_stops_nor_hides_the_others(six: list[Shard]) -> None:
@@ -594,6 +603,19 @@ async def test_a_runner_that_was_killed_is_not_said_to_be_at_work(six: list[Shar
     assert f"worked on by {holder_name()}" in at_work.reason
     assert f"left by {holder_name()}, who is gone" in left.reason
     assert "worked on" not in left.reason
+
+
+async def test_where_a_runner_left_a_move_back_its_switch_is_what_goes_on(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:1], SHOP, UPPER)
+    await fleet.apply()
+    run(
+        six[0], "UPDATE shardmig.step SET direction = 'back', bounded_at = now(), checked_at = NULL WHERE kind = 'move'"
+    )
+    async with open_session(six[0], fleet.config.session, pg_versions=(14, 18)) as session:
+        await Turn.take(session)
+    [left] = await fleet.status()
+
+    assert f"who is gone: `shardmig switch upper DUAL --shard {six[0].name}` goes on back" in left.reason
 
 
 async def test_a_ledger_that_somebody_locks_parks_the_shard_and_names_who(six: list[Shard]) -> None:

@@ -89,7 +89,7 @@ Pace = Annotated[
     typer.Option(
         "--pace",
         envvar="SHARDMIG_PACE",
-        help="How fast rows move: in batches of 3 ms or of 20 ms; every limit of the configuration holds.",
+        help="How fast rows move: in batches of 2.5 ms or of 20 ms; every limit of the configuration holds.",
         show_default="the configuration's",
     ),
 ]

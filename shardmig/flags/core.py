@@ -203,6 +203,8 @@ class View:
         if self.expired:
             return ViewExpired()
         name = getattr(flag, "name", flag)
+        if name in {known.name for known in self._states}:
+            return UnknownFlag(f"{flag!r} is not the Flag that was declared; ask with that object, not with its name")
         return UnknownFlag(f"{name!r} is not one of this view's flags ({_names(self._states)}); declare it: Flags(…)")
 
     def __repr__(self) -> str:
