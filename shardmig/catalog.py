@@ -16,7 +16,10 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
-from shardmig.errors import ProofFailed
+import psycopg
+
+from shardmig.errors import ProofFailed, StepFailed
+from shardmig.pgerrors import first_line, pointer
 from shardmig.plan import Move, Statement, bind_batch
 from shardmig.session import Query
 
@@ -212,15 +215,20 @@ async def prove(session: Session, plan: Plan) -> list[StepProof]:
     over whatever rows there are, each of its texts once.
 
     Raises:
-        psycopg.Error: a step does not run; `session.failed` holds its text.
+        StepFailed: a step does not run; the message shows where.
     """
     before = await snapshot(session, [session.shard.schema_name])
     existing = [name for kind, name in before.facts if kind in {"table", "partitioned table", "materialized view"}]
-    return [
-        await _prove_step(session, number, step, existing)
-        for number, step in enumerate(plan.steps, 1)
-        if isinstance(step, Statement | Move)
-    ]
+    proofs = []
+    for number, step in enumerate(plan.steps, 1):
+        if isinstance(step, Statement | Move):
+            try:
+                proofs.append(await _prove_step(session, number, step, existing))
+            except psycopg.Error as error:
+                where = pointer(error, session.failed.sql) if session.failed else ""
+                said = f"it does not run on an empty server: {first_line(error)}\n{where}".rstrip()
+                raise StepFailed(said, shard=session.shard.name, step=f"{plan.revision} step {number}") from error
+    return proofs
 
 
 async def _prove_step(session: Session, number: int, step: Statement | Move, existing: list[str]) -> StepProof:

@@ -619,7 +619,7 @@ async def test_a_commit_may_take_longer_than_any_statement(shard: Shard, monkeyp
     async with at(shard, connect_timeout_s=1, statement_timeout_s=0.5) as session:
         await session.execute("CREATE TABLE slow (id int)")
         await session.execute(
-            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(5); RETURN NULL; END'"
+            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3); RETURN NULL; END'"
         )
         await session.execute(
             "CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED "

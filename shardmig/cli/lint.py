@@ -123,11 +123,9 @@ def lint_application(here: Config, paths: Sequence[Path]) -> Linted:
 
 async def _prove(here: Config) -> bool:
     """Run every plan on a throw-away server and say what each step locked, rewrote, scanned or took away."""
-    import psycopg
-
     from shardmig import catalog, local
     from shardmig.cli import console
-    from shardmig.pgerrors import first_line, pointer
+    from shardmig.errors import StepFailed
     from shardmig.repository import accepted_plans
     from shardmig.session import open_session
 
@@ -140,10 +138,8 @@ async def _prove(here: Config) -> bool:
             for accepted in accepted_plans(here):
                 try:
                     proofs = await catalog.prove(session, accepted.plan)
-                except psycopg.Error as error:
-                    where = pointer(error, session.failed.sql) if session.failed else ""
-                    said = f"{accepted.plan.revision}: does not run on an empty server: {first_line(error)}"
-                    console.tell(f"{said}\n{where}".rstrip())
+                except StepFailed as failed:
+                    console.tell(str(failed))
                     return False  # what follows may build on it
                 for proof in proofs:
                     locks = ", ".join(f"{mode} on {relation}" for relation, mode in proof.locks)

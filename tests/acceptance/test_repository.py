@@ -136,7 +136,7 @@ def test_a_plan_that_does_not_run_is_told_where_it_is_to_be_proved(repository: P
     script.write_text(text[:end] + 'def upgrade() -> None:\n    op.add_column("custmer", sa.Column("note", sa.Text))\n')
     said = repository.run("lint", "--prove", code=1)
 
-    assert f'{script.stem}: does not run on an empty server: relation "custmer" does not exist' in said.out
+    assert f'{script.stem} step 1: it does not run on an empty server: relation "custmer" does not exist' in said.out
     assert "Traceback" not in said.out + said.err
 
 
