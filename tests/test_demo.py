@@ -91,6 +91,7 @@ def test_the_story_keeps_every_promise_and_leaves_nothing() -> None:
     assert [] == demo.at_work()
 
 
+@pytest.mark.long
 def test_without_drains_the_oracle_notices() -> None:
     """Who decided in OLD writes old alone, after everybody else has turned to new: the demo can fail."""
     verdict = run(Console(file=io.StringIO()), replace(FULL, rows=2_000, breath_s=0.5), drains=False)

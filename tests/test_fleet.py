@@ -570,6 +570,7 @@ async def test_a_shard_that_hangs_keeps_nobody_elses_answer(six: list[Shard], se
     assert "did not answer" in found[1].reason
 
 
+@pytest.mark.long
 async def test_a_server_that_hangs_in_the_middle_of_a_run_keeps_no_other_shard(
     six: list[Shard], servers: list[Server]
 ) -> None:

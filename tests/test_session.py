@@ -630,6 +630,7 @@ async def test_a_commit_may_take_longer_than_any_statement(shard: Shard, monkeyp
         assert 1 == (await session.execute("SELECT count(*) FROM slow")).value
 
 
+@pytest.mark.long
 async def test_a_file_of_statements_that_nobody_answers_is_given_up_too(shard: Shard, servers: list[Server]) -> None:
     with FaultProxy(servers[0]) as proxy:
         through = elsewhere(shard, proxy.url(database_of(shard)))
@@ -655,6 +656,7 @@ async def test_a_rollback_that_nobody_answers_is_given_up_too(shard: Shard, serv
             assert session.connection.closed
 
 
+@pytest.mark.long
 async def test_a_runner_gives_up_on_a_server_process_that_was_stopped(shard: Shard, connect: Connect) -> None:
     psql = connect(shard)
     async with asyncio.timeout(20), at(shard, connect_timeout_s=1) as session:

@@ -146,6 +146,7 @@ async def until_the_column_is_there(fleet: Fleet, shard: Shard, until: Until) ->
         assert [Outcome.DONE] == [one.outcome for one in await task if one.shard == shard.name]
 
 
+@pytest.mark.long
 async def test_a_commit_that_waits_for_a_standby_is_not_taken_for_a_server_that_hangs(
     shop: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

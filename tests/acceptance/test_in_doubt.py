@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardmig.local import Server
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [True, False], ids=["after COMMIT", "before COMMIT"])
 async def test_a_connection_cut_at_any_commit_changes_nothing_of_the_result(
     seeded: Callable[[], Project],

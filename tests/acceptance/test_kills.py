@@ -42,6 +42,7 @@ def test_kills_at_random_moments_change_nothing_of_the_result(seeded: Callable[[
         assert undisturbed == {shard: project.picture(shard) for shard in project.shards}
 
 
+@pytest.mark.long
 def test_a_kill_at_every_boundary_between_steps_changes_nothing_of_the_result(seeded: Callable[[], Project]) -> None:
     project = seeded()
     project.shards = {"eu1": project.shards["eu1"]}
