@@ -99,7 +99,7 @@ async def read_status(
     if todo:
         reasons.append(f"left: {_named([item.plan.revision for item in todo])}")
     if records is not None:
-        reasons += await _at_work(session, records)
+        reasons += await _at_work(session, records, left=bool(todo) or records.maintenance > 0)
         reasons += _recorded(records)
     if records is not None and records.maintenance:
         outcome = Outcome.MAINTENANCE
@@ -133,12 +133,13 @@ def _named(revisions: Sequence[str]) -> str:
     return ", ".join(revisions)
 
 
-async def _at_work(session: Session, records: Records) -> list[str]:
-    """Say who works there or left, and who is in the way."""
+async def _at_work(session: Session, records: Records, *, left: bool) -> list[str]:
+    """Say who works there, or left something undone, and who is in the way."""
     if records.holder is None:
         return []
     if not records.at_work:
-        return [f"left by {records.holder}, who is gone: {_goes_on(records)}"]
+        goes_on = _goes_on(records) or ("apply again" if left else None)
+        return [f"left by {records.holder}, who is gone: {goes_on}"] if goes_on else []
     in_the_way = await still_open(session)
     return [
         f"worked on by {records.holder}",
@@ -146,13 +147,13 @@ async def _at_work(session: Session, records: Records) -> list[str]:
     ]
 
 
-def _goes_on(records: Records) -> str:
-    """Say what goes on where a runner left: `apply` knows the way forward alone."""
+def _goes_on(records: Records) -> str | None:
+    """Say what goes on where a runner left a move back; None elsewhere: `apply` knows the way forward alone."""
     for step in records.steps.values():
         flag = records.migrations[step.revision].flag
         if step.direction == "back" and state_of(step) is not None and records.state(flag) is State.LIVE:
             return f"`shardmig switch {flag} {State.DUAL.name} --shard {records.shard}` goes on back"
-    return "apply again"
+    return None
 
 
 def _recorded(records: Records) -> list[str]:

@@ -89,11 +89,10 @@ class Turn:
         # A raise whose answer was lost may have happened. Taking another runner's for ours does no harm: this session
         # holds the shard's lock and the newest term, and every step is claimed and read anew.
         self._raised += 1
-        [taken] = await self.session.flight([_raise_term(self.session)])
-        term = int(taken.value)
-        if term > self.term + self._raised:
+        [taken] = await self.session.flight([_raise_term(self.session, below=self.term + self._raised)])
+        if not taken.rows:
             raise Fenced(None, shard=self.shard)
-        self.term, self._raised = term, 0
+        self.term, self._raised = int(taken.value), 0
         await self.refuse_open()
 
     async def refuse_open(self) -> None:
@@ -249,11 +248,12 @@ async def in_turn(session: Session) -> AsyncIterator[Turn]:
             await session.flight([turn.end()])
 
 
-def _raise_term(session: Session) -> Query:
+def _raise_term(session: Session, *, below: int | None = None) -> Query:
+    """Take the turn; with `below`, from a lower term only: whoever finds a higher one leaves its owner's name there."""
     return Query(
-        "UPDATE shardmig.runner SET term = term + 1, holder = $2, since = clock_timestamp() WHERE shard = $1 "
-        "RETURNING term",
-        (session.shard.name, holder_name()),
+        "UPDATE shardmig.runner SET term = term + 1, holder = $2, since = clock_timestamp() WHERE shard = $1"
+        f"{'' if below is None else ' AND term < $3'} RETURNING term",
+        (session.shard.name, holder_name(), *(() if below is None else (below,))),
     )
 
 

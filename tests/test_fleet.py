@@ -600,10 +600,14 @@ async def test_a_runner_that_was_killed_is_not_said_to_be_at_work(six: list[Shar
         await Turn.take(session)
         [at_work] = await fleet.status()
     [left] = await fleet.status()
+    (await fleet.apply()).raise_for_failures()
+    run(six[0], "UPDATE shardmig.runner SET holder = 'one killed behind its last commit', since = now()")
+    [done] = await fleet.status()
 
     assert f"worked on by {holder_name()}" in at_work.reason
     assert f"left by {holder_name()}, who is gone" in left.reason
     assert "worked on" not in left.reason
+    assert (DONE, "") == (done.outcome, done.reason)
 
 
 async def test_where_a_runner_left_a_move_back_its_switch_is_what_goes_on(six: list[Shard]) -> None:

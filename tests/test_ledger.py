@@ -318,6 +318,20 @@ async def test_only_the_newest_turn_claims_and_records(shard: Shard) -> None:
             await old.claim(REVISION, 2)
 
 
+async def test_a_runner_that_was_overtaken_leaves_the_turn_as_it_finds_it(shard: Shard, connect: Connect) -> None:
+    """Its connection comes back when its successor is through: the turn must not bear its name then."""
+    async with moving(shard, same_table(), T) as here:
+        await here.session.close()
+        async with open_session(shard, SessionSettings(), pg_versions=VERSIONS) as session:
+            new = await Turn.take(session)
+            await session.flight([new.end()])
+        with pytest.raises(Fenced):
+            await here.turn.renew()
+
+        found = connect(shard).execute("SELECT term, holder, since FROM shardmig.runner").fetchall()
+        assert [(new.term, None, None)] == found
+
+
 async def test_a_cursor_moves_only_from_where_it_is_expected(shard: Shard) -> None:
     async with moving(shard, same_table(), T) as here:
         await here.turn.claim(REVISION, 2)
