@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from psycopg import errors as pg
@@ -158,6 +159,8 @@ class MoveRun:
             await self._patience.do(self._claim)
             if self._row.checked_at is not None and self._row.direction == self.direction:
                 return True
+            if self._row.waiting is not None:  # of a runner that was killed while it waited
+                await self._patience.do(partial(self._note, None))
             await self._patience.do(self._begin)
             await self._patience.do(self._choose_laps)
             while self._row.cursor != self._row.upto:

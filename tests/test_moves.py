@@ -370,6 +370,14 @@ async def others(here: Moving) -> int:
     return len(found)
 
 
+async def test_what_a_killed_runner_waited_for_is_forgotten_by_the_next_one(shard: Shard) -> None:
+    async with moving(shard, same_table(), T, customers(20)) as here:
+        await here.session.execute("UPDATE shardmig.step SET waiting = 'rows of t are locked' WHERE kind = 'move'")
+        assert await here.run(pace=SMALL).run()
+
+        assert (await here.step()).waiting is None
+
+
 async def test_a_prepared_transaction_that_holds_a_row_is_named() -> None:
     settings = SessionSettings(lock_wait_s=0.3)
     with local.Server.start("primary", settings={"max_prepared_transactions": "5"}) as server:
