@@ -135,7 +135,7 @@ def _less(guess: Estimate, step: StepRow | None) -> Estimate:
     """Take off what was moved before, and what was compared behind the last batch."""
     if step is None or not step.rows or not guess.rows:
         return guess
-    moved = moved_of(step)
+    moved = moved_of(step, at_work=False)
     left = 0 if moved.compared is not None else max(guess.rows - moved.rows, 0)
     share = left / guess.rows
     check_s = guess.check_s * (1 - min((moved.compared or 0) / moved.rows, 1))

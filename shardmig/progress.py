@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shardmig.records import StepRow
 
-__all__ = ["Moved", "duration", "moved_of", "state_of"]
+__all__ = ["Moved", "duration", "is_under_way", "moved_of", "paused", "rests_of", "state_of"]
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 
@@ -54,21 +54,45 @@ class Moved:
         return said + (f", {duration(self.eta_s)} left" if self.eta_s is not None else "")
 
 
-def moved_of(step: StepRow) -> Moved:
-    """Read how far a move is from its record; a speed that nobody has noted lately is none."""
-    speed, eta_s = (step.rows_per_s, step.eta_s) if step.waiting is None else (None, None)
+def moved_of(step: StepRow, *, at_work: bool) -> Moved:
+    """Read how far a move is from its record; it has a speed, and a time left, while somebody works on it alone."""
+    speed, eta_s = (step.rows_per_s, step.eta_s) if at_work and step.waiting is None else (None, None)
     compared = step.checked_rows if step.check_cursor is not None else 0
     behind = step.bounded_at is not None and step.cursor == step.upto
     return Moved(step.rows, step.rows_estimated, speed, eta_s, compared if behind else None)
 
 
-def state_of(step: StepRow) -> str | None:
-    """Say what a move is about, in one line; None when it has not begun, or has nothing left."""
-    if step.kind != "move" or step.bounded_at is None or step.checked_at is not None:
+def rests_of(step: StepRow, *, at_work: bool) -> str | None:
+    """Say why a move rests; where nobody works on it, an operator's pause is all that stays true."""
+    if at_work:
+        return step.waiting
+    return paused(step.paused) if step.paused is not None else None
+
+
+def paused(why: str) -> str:
+    """Say that an operator lets a move rest."""
+    return f"an operator paused it: {why}"
+
+
+def is_under_way(step: StepRow) -> bool:
+    """Say whether a move has begun and has something left."""
+    return step.kind == "move" and step.bounded_at is not None and step.checked_at is None
+
+
+def state_of(step: StepRow, *, at_work: bool) -> str | None:
+    """
+    Say what a move is about, in one line; None when it has not begun, or has nothing left.
+
+    Args:
+        step: its record.
+        at_work: whether somebody works on it at the moment.
+    """
+    if not is_under_way(step):
         return None
     way = " back" if step.direction == "back" else ""
-    rests = f"; rests: {step.waiting}" if step.waiting is not None else ""
-    return f"{step.revision} step {step.number}{way}: {moved_of(step)}{rests}"
+    why = rests_of(step, at_work=at_work)
+    rests = f"; rests: {why}" if why is not None else ""
+    return f"{step.revision} step {step.number}{way}: {moved_of(step, at_work=at_work)}{rests}"
 
 
 def duration(seconds: float) -> str:

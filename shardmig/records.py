@@ -103,6 +103,7 @@ class StepRow:
     rows_estimated: int | None
     rows_per_s: float | None
     eta_s: float | None
+    noted_at: datetime | None
     check_cursor: list[str] | None
     checked_rows: int
     checked_at: datetime | None
@@ -171,6 +172,19 @@ class Records:
         row = self.flags.get(flag)
         return State.OLD if row is None else State(row.state)
 
+    def works_on(self, step: StepRow) -> bool:
+        """Say whether somebody is at work and has this step in hand, or has just failed in it."""
+        return self.at_work and step.term == self.term
+
+    @property
+    def seen_at(self) -> datetime | None:
+        """When the runner named there was seen last, by what it wrote; None without one."""
+        if self.since is None:
+            return None
+        steps = self.steps.values()
+        wrote = (at for step in steps for at in (step.noted_at, step.started_at, step.finished_at) if at is not None)
+        return max((self.since, *wrote))
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # Read
@@ -192,8 +206,8 @@ FROM shardmig.migration WHERE shard = $1"""
 STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
     bounded_at, upto, cursor, lap, rows, batches, rows_estimated,
     CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN rows_per_s END,
-    CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN eta_s END, check_cursor, checked_rows, checked_at,
-    waiting, paused"""
+    CASE WHEN noted_at > clock_timestamp() - interval '15 s' THEN eta_s END, noted_at, check_cursor, checked_rows,
+    checked_at, waiting, paused"""
 _STEPS = f"SELECT {STEP_COLUMNS} FROM shardmig.step WHERE shard = $1"
 _LOG = """
 SELECT at, action, flag, revision, before, after, reason, session_user_name, os_user

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from shardmig import progress
 from shardmig.errors import Overloaded
 from shardmig.load import read_load
 from shardmig.pace import Brakes
@@ -124,7 +125,7 @@ class Rest:
         paused, at_s = noted.rows[0]
         if paused is not None:
             await self.end()
-            return _Reason(f"an operator paused it: {paused}")
+            return _Reason(progress.paused(paused))
         if (waits := await admitted(session, self._window, self.host, at_s)) is not None:
             return _Reason(waits, arranged=True)
         braked = self._brakes.judge(await read_load(session, self.move)) if load else None

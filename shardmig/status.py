@@ -11,7 +11,7 @@ from shardmig.errors import PlanChanged, PreflightFailed
 from shardmig.estimates import forecasts
 from shardmig.handshake import READ_ONLY
 from shardmig.outcomes import Outcome
-from shardmig.progress import state_of
+from shardmig.progress import is_under_way, state_of
 from shardmig.records import Records, read_log, read_records
 from shardmig.states import State
 from shardmig.switching import still_open
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardmig.config import Config, Pace
     from shardmig.estimates import Forecast
     from shardmig.plan import AcceptedPlan
-    from shardmig.records import LogRow
+    from shardmig.records import LogRow, StepRow
     from shardmig.session import Session
     from shardmig.todo import Held, Todo, Until
 
@@ -139,7 +139,8 @@ async def _at_work(session: Session, records: Records, *, left: bool) -> list[st
         return []
     if not records.at_work:
         goes_on = _goes_on(records) or ("apply again" if left else None)
-        return [f"left by {records.holder}, who is gone: {goes_on}"] if goes_on else []
+        seen = f" (last seen {records.seen_at:%Y-%m-%d %H:%M:%S %Z})" if records.seen_at else ""
+        return [f"nobody is at work; left by {records.holder}, who is gone{seen}: {goes_on}"] if goes_on else []
     in_the_way = await still_open(session)
     return [
         f"worked on by {records.holder}",
@@ -151,16 +152,23 @@ def _goes_on(records: Records) -> str | None:
     """Say what goes on where a runner left a move back; None elsewhere: `apply` knows the way forward alone."""
     for step in records.steps.values():
         flag = records.migrations[step.revision].flag
-        if step.direction == "back" and state_of(step) is not None and records.state(flag) is State.LIVE:
+        if step.direction == "back" and is_under_way(step) and records.state(flag) is State.LIVE:
             return f"`shardmig switch {flag} {State.DUAL.name} --shard {records.shard}` goes on back"
     return None
 
 
 def _recorded(records: Records) -> list[str]:
     """Say what failed and was not tried again since, where moves stand, and whether the ledger is an old one."""
-    errors = [step.error or "" for step in records.steps.values() if step.status == "FAILED"]
-    said = ["failed: " + error.removeprefix(f"{records.shard}, ").partition("\n")[0] for error in errors]
-    said += [stands for step in records.steps.values() if (stands := state_of(step))]
+    steps = records.steps.values()
+    said = [_failed(step, records) for step in steps if step.status == "FAILED"]
+    said += [stands for step in steps if (stands := state_of(step, at_work=records.works_on(step)))]
     if records.version < ledger.newest():
         said.append(f"its ledger is version {records.version}, the next apply brings it to {ledger.newest()}")
     return said
+
+
+def _failed(step: StepRow, records: Records) -> str:
+    """Say why a step failed; what did so in an earlier run is not how the present one goes."""
+    reason = (step.error or "").removeprefix(f"{records.shard}, ").partition("\n")[0]
+    before = records.at_work and not records.works_on(step)
+    return f"failed before, not tried again yet: {reason}" if before else f"failed: {reason}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
-from shardmig.errors import InDoubt, LockNotObtained, ShardError, ShardUnreachable, StepFailed
+from shardmig.errors import Fenced, InDoubt, LockNotObtained, ShardError, ShardUnreachable, StepFailed
 from shardmig.events import StepDone, StepStarted, Waiting, Warned
 from shardmig.session import is_connection_lost, pointer
 
@@ -71,7 +71,8 @@ class Steps:
             raise
         except ShardError as error:
             error.step = error.step or where
-            await self._note_failure(plan, number, str(error))
+            if not isinstance(error, Fenced):  # which is no failure of the step: it is somebody else's by now
+                await self._note_failure(plan, number, str(error))
             raise
         except pg.Error as error:
             number = self._failed_step(plan, number)

@@ -201,9 +201,9 @@ class Turn:
         )
 
     def record_failure(self, revision: str, number: int, error: str) -> Query:
-        """Keep the reason why a step failed; what it did was rolled back."""
+        """Keep the reason why a step failed, in this turn; what it did was rolled back."""
         return Query(
-            "UPDATE shardmig.step SET status = 'FAILED', error = $5 "
+            "UPDATE shardmig.step SET status = 'FAILED', error = $5, term = $4 "
             "WHERE shard = $1 AND revision = $2 AND number = $3 AND term <= $4 AND status <> 'DONE'",
             (self.shard, revision, number, self.term, error[:2000]),
         )

@@ -13,6 +13,7 @@ import pytest
 from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of, many, plan, run
 from servers import FaultProxy
 
+from shardmig.cli.results import _status_body
 from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting, Warned
 from shardmig.fleet import Fleet
 from shardmig.outcomes import Outcome, ShardReport
@@ -605,9 +606,66 @@ async def test_a_runner_that_was_killed_is_not_said_to_be_at_work(six: list[Shar
     [done] = await fleet.status()
 
     assert f"worked on by {holder_name()}" in at_work.reason
-    assert f"left by {holder_name()}, who is gone" in left.reason
+    assert f"nobody is at work; left by {holder_name()}, who is gone (last seen 20" in left.reason
     assert "worked on" not in left.reason
     assert (DONE, "") == (done.outcome, done.reason)
+
+
+async def test_where_nobody_is_at_work_nothing_takes_time_or_waits(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:1], SHOP, UPPER)
+    await fleet.apply(until=Until.DUAL)
+    async with open_session(six[0], fleet.config.session, pg_versions=(14, 18)) as session:
+        turn = await Turn.take(session)
+        await turn.claim("0002_upper", 3)
+        run(
+            six[0],
+            "UPDATE shardmig.step SET direction = 'forward', bounded_at = now(), upto = '{9}', rows = 10, "
+            "rows_estimated = 100, rows_per_s = 5, eta_s = 18, noted_at = '2100-01-01 00:00:00+00' WHERE kind = 'move'",
+        )
+        [moves] = await fleet.status()
+        run(six[0], "UPDATE shardmig.step SET waiting = 'rows of customer are locked by pid 1' WHERE kind = 'move'")
+        [waits] = await fleet.status()
+        await Turn.take(session)  # the next runner, which has not come so far
+        [elsewhere] = await fleet.status()
+    [left] = await fleet.status()
+    run(six[0], "UPDATE shardmig.step SET waiting = NULL, paused = 'sale' WHERE kind = 'move'")
+    [paused] = await fleet.status()
+
+    stands = "; 0002_upper step 3: 10 of about 100 rows moved (10 %)"
+    assert moves.reason.endswith(f"worked on by {holder_name()}{stands}, 5 rows/s, 18 s left")
+    assert waits.reason.endswith(f"worked on by {holder_name()}{stands}; rests: rows of customer are locked by pid 1")
+    assert elsewhere.reason.endswith(f"worked on by {holder_name()}{stands}")
+    gone = f"nobody is at work; left by {holder_name()}, who is gone (last seen 2100-01-01 00:00:00 UTC): apply again"
+    assert left.reason.endswith(f"{gone}{stands}")
+    assert paused.reason.endswith(f"{gone}{stands}; rests: an operator paused it: sale")
+    bodies = [_status_body(one)["moves"][0] for one in (moves, waits, left, paused)]
+    assert [18, None, None, None] == [body["eta_s"] for body in bodies]
+    assert [None, "rows of customer are locked by pid 1", None, "an operator paused it: sale"] == [
+        body["waiting"] for body in bodies
+    ]
+
+
+async def test_while_somebody_is_at_work_a_failure_of_the_run_before_is_not_how_it_goes(six: list[Shard]) -> None:
+    fleet = fleet_of(six[:1], SHOP, UPPER)
+    await fleet.apply(until=Until.DUAL)
+    said = []
+    async with open_session(six[0], fleet.config.session, pg_versions=(14, 18)) as session:
+        before = await Turn.take(session)
+        await session.flight([before.record_failure("0002_upper", 3, f"{six[0].name}, 0002_upper step 3: no room")])
+        said += await fleet.status()
+        turn = await Turn.take(session)
+        said += await fleet.status()
+        await turn.claim("0002_upper", 3)
+        said += await fleet.status()
+        await session.flight([turn.record_failure("0002_upper", 3, "no room"), turn.end()])
+    said += await fleet.status()
+
+    assert [
+        f"worked on by {holder_name()}; failed: 0002_upper step 3: no room",
+        f"worked on by {holder_name()}; failed before, not tried again yet: 0002_upper step 3: no room",
+        f"worked on by {holder_name()}",
+        "failed: no room",
+    ] == [one.reason.removeprefix("left: 0001_shop, 0002_upper; ") for one in said]
 
 
 async def test_where_a_runner_left_a_move_back_its_switch_is_what_goes_on(six: list[Shard]) -> None:
@@ -620,7 +678,8 @@ async def test_where_a_runner_left_a_move_back_its_switch_is_what_goes_on(six: l
         await Turn.take(session)
     [left] = await fleet.status()
 
-    assert f"who is gone: `shardmig switch upper DUAL --shard {six[0].name}` goes on back" in left.reason
+    goes_on = f": `shardmig switch upper DUAL --shard {six[0].name}` goes on back"
+    assert left.reason.endswith(f"{goes_on}; 0002_upper step 3 back: 0 rows moved, 0 compared")
 
 
 async def test_a_ledger_that_somebody_locks_parks_the_shard_and_names_who(six: list[Shard]) -> None:

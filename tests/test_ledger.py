@@ -18,6 +18,7 @@ from shardmig.plan import Plan, Switch
 from shardmig.records import read_records
 from shardmig.session import open_session
 from shardmig.states import EDGES, Edge, Guard, State
+from shardmig.steps import Steps
 from shardmig.turn import Turn, begin_anew, begin_migration
 
 if TYPE_CHECKING:
@@ -330,6 +331,20 @@ async def test_a_runner_that_was_overtaken_leaves_the_turn_as_it_finds_it(shard:
 
         found = connect(shard).execute("SELECT term, holder, since FROM shardmig.runner").fetchall()
         assert [(new.term, None, None)] == found
+
+
+async def test_a_step_that_was_lost_to_another_runner_has_not_failed(shard: Shard) -> None:
+    async with moving(shard, same_table(), T) as here:
+        steps = Steps(here.turn, asyncio.Event())
+
+        async def lost() -> None:
+            await here.turn.claim(REVISION, 2)
+            raise Fenced(None, shard=shard.name)
+
+        with pytest.raises(Fenced, match="0002_x step 2: Another runner took"):
+            await steps.do(here.plan, 2, lost)
+
+        assert ("RUNNING", None) == ((await here.step()).status, (await here.step()).error)
 
 
 async def test_a_cursor_moves_only_from_where_it_is_expected(shard: Shard) -> None:

@@ -173,13 +173,15 @@ async def test_behind_the_last_batch_status_tells_how_far_the_check_is(
         assert not await run
 
         part = await here.step()
-        moved = moved_of(part)
+        moved = moved_of(part, at_work=True)
         assert (200, False) == (part.rows, part.checked_at is not None)
         assert moved.compared is not None
         assert 50 < moved.compared < 200
         assert moved.rows_per_s == pytest.approx(100, rel=0.3)
         assert moved.eta_s == pytest.approx((200 - moved.compared) / moved.rows_per_s, rel=0.01)
-        assert f"200 rows moved, {moved.compared} compared ({moved.compared // 2} %)" in (state_of(part) or "")
+        assert f"200 rows moved, {moved.compared} compared ({moved.compared // 2} %)" in str(
+            state_of(part, at_work=True)
+        )
         last = [event for event in heard if isinstance(event, BatchDone)][-1]
         assert (200, pytest.approx(2, rel=0.3)) == (last.rows_done, last.eta_s)  # by then it is all the check's
         assert [10] == sorted({b.rows_done - a.rows_done for a, b in pairwise(ranges(heard))})

@@ -12,7 +12,7 @@ from shardmig.cli import overview
 from shardmig.cli.console import INTERRUPTED, show_json, tell
 from shardmig.cli.plans import lock_note
 from shardmig.outcomes import Outcome
-from shardmig.progress import moved_of
+from shardmig.progress import moved_of, rests_of
 from shardmig.states import State
 
 if TYPE_CHECKING:
@@ -307,12 +307,16 @@ def _status_body(one: ShardStatus, only: Sequence[str] = ()) -> dict[str, Any]:
             }
             for item in one.left
         ],
-        "moves": [_move_body(s) for s in (records.steps.values() if records else ()) if s.kind == "move"],
+        "moves": [
+            _move_body(step, at_work=records.works_on(step)) for step in records.steps.values() if step.kind == "move"
+        ]
+        if records
+        else [],
     }
 
 
-def _move_body(step: StepRow) -> dict[str, Any]:
-    moved = moved_of(step)
+def _move_body(step: StepRow, *, at_work: bool) -> dict[str, Any]:
+    moved = moved_of(step, at_work=at_work)
     return {
         "revision": step.revision,
         "step": step.number,
@@ -323,7 +327,7 @@ def _move_body(step: StepRow) -> dict[str, Any]:
         "percent": moved.percent,
         "rows_per_s": moved.rows_per_s,
         "eta_s": moved.eta_s,
-        "waiting": step.waiting,
+        "waiting": rests_of(step, at_work=at_work),
     }
 
 
