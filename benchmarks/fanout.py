@@ -182,7 +182,7 @@ def plans(*, moves: bool) -> list[AcceptedPlan]:
 
 
 def fleet(shards: Sequence[Shard], jobs: int, rows: int) -> Fleet:
-    config = Config.model_validate({"rollout": {"waves": "all"}, "session": {"lock_wait_s": 5}})
+    config = Config.model_validate({"rollout": {"waves": "all", "require_aware": False}, "session": {"lock_wait_s": 5}})
     return Fleet(config, plans(moves=rows > 0), shards, jobs=jobs)
 
 

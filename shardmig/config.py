@@ -272,7 +272,8 @@ class Rollout(_Section):
         on_failure: whether a failed shard stops the shards that have not begun.
         failures_max: more failed shards than this stop the run in any case; None is no limit.
         park_after_s: seconds after which a blocked shard gives its place to others; it is tried again at the end.
-        require_aware: no flag leaves OLD for DUAL unless `--aware RELEASE` vouches for the processes that run.
+        require_aware: no flag leaves OLD for DUAL unless `--aware RELEASE` vouches for the processes that run; False
+            warns and goes on.
     """
 
     jobs: int = Field(16, ge=1, le=1000)
@@ -285,7 +286,7 @@ class Rollout(_Section):
     on_failure: Literal["continue", "halt"] = "continue"
     failures_max: int | None = Field(None, ge=0)
     park_after_s: float = Field(5.0, gt=0)
-    require_aware: bool = False
+    require_aware: bool = True
 
 
 class Config(_Section):

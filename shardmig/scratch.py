@@ -91,7 +91,7 @@ class Scratch:
             ShardmigError: a committed plan does not run on an empty server.
         """
         fleet = Fleet(self.config, self._plans, [shard])
-        [report] = (await fleet.apply(upto=upto, until=Until.FILLED)).shards  # nothing is there to be filled
+        [report] = (await fleet.apply(upto=upto, until=Until.FILLED, aware="scratch")).shards  # no process, no row
         if report.error is not None:
             raise ShardmigError(
                 f"the committed plans do not run on an empty PostgreSQL {self._server.version}: {report.reason}"

@@ -63,7 +63,7 @@ def project(root: Path, *, shards: str, move: str) -> None:
         'revision, down_revision = "0002_x", "0001_base"\n\n\ndef upgrade():\n'
         f'    op.add_column("t", sa.Column("b", sa.Text))\n\n\ndef move():\n    {move}\n'
     )
-    (root / "shardmig.toml").write_text(shards)
+    (root / "shardmig.toml").write_text(f"{shards}\n[rollout]\nrequire_aware = false\n")
 
 
 @functools.cache

@@ -124,7 +124,8 @@ def _shard(name: str, url: str) -> Shard:
 @pytest.fixture
 def config(shards: dict[str, Shard], tmp_path: Path) -> Callable[..., Config]:
     """Make a Config over the four shards, rooted in tmp_path: `config(session={"owner": "shop_owner"})`."""
-    return lambda **sections: Config.model_validate({"root": tmp_path, "shards": shards, **sections})
+    unasked = {"rollout": {"require_aware": False}}  # few tests are about that word
+    return lambda **sections: Config.model_validate({"root": tmp_path, "shards": shards, **unasked, **sections})
 
 
 @pytest.fixture

@@ -64,7 +64,8 @@ def accepted(*plans: Plan) -> list[AcceptedPlan]:
 
 def fleet_of(shards: Sequence[Shard], *plans: Plan, **sections: Any) -> Fleet:
     """Make a fleet: `fleet_of(shards, SHOP, UPPER, rollout={"waves": "all"})`."""
-    config = Config.model_validate({"shards": {shard.name: shard for shard in shards}, **sections})
+    rollout = {"require_aware": False, **sections.pop("rollout", {})}
+    config = Config.model_validate({"shards": {shard.name: shard for shard in shards}, "rollout": rollout, **sections})
     return Fleet(config, accepted(*plans), list(shards), jobs=config.rollout.jobs)
 
 

@@ -73,6 +73,7 @@ def test_the_documented_configuration_is_read(write: Callable[..., Path]) -> Non
     )
     assert (10, 10, 20, 20, 50, 50, 100) == config.session.lock_timeout_ms
     assert (15, 18) == config.lint.pg_versions
+    assert config.rollout.require_aware, "whoever says nothing is asked for --aware"
 
 
 def test_a_pyproject_may_hold_it(write: Callable[..., Path]) -> None:

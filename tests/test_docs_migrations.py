@@ -80,7 +80,7 @@ def project(home: Path, *shards: Shard) -> Terminal:
     terminal.run("shardmig init && shardmig revision -m shop")
     (home / "migrations" / "0001_shop.py").write_text(SHOP)
     sections = [f'[shards.{shard.name}]\nurl = "{shard.url.get_secret_value()}"\n' for shard in shards]
-    (home / "shardmig.toml").write_text("\n".join(sections))
+    (home / "shardmig.toml").write_text("\n".join(["[rollout]\nrequire_aware = false\n", *sections]))
     return terminal
 
 

@@ -220,7 +220,7 @@ async def test_a_type_edited_by_hand_that_rewrites_the_table_is_rolled_back(two:
         history.add(one)
     config = Config.model_validate({"shards": {shard.name: shard for shard in two}})
 
-    failed = (await Fleet(config, accepted, two).apply()).shards[1]
+    failed = (await Fleet(config, accepted, two).apply(aware="1")).shards[1]
 
     assert Outcome.FAILED is failed.outcome
     assert "storage public.customer changed" in failed.reason

@@ -227,7 +227,7 @@ async def test_what_keeps_a_flag_from_done_is_exported(
         "CREATE TABLE v (id bigint PRIMARY KEY, a text, b text)",
     )
     fleet = Fleet(Config.model_validate({"root": tmp_path, "shards": {shard.name: shard}}), plans, [shard])
-    (await fleet.apply()).raise_for_failures()
+    (await fleet.apply(aware="tests")).raise_for_failures()
     connect(shard).execute("INSERT INTO v SELECT g, 'X' || g, 'x' || g FROM generate_series(1, 200) g")
     with exporting(tmp_path / "wrong.jsonl", plans) as fleet.mismatches:
         [report] = await fleet.switch(FLAG, State.DONE)

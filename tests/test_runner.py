@@ -227,7 +227,8 @@ def fleet(shard: Shard) -> Callable[..., Fleet]:
     """Make a fleet of one shard: `fleet(SHOP, SPLIT, session={...})`."""
 
     def make(*plans: Plan, **sections: Any) -> Fleet:
-        config = Config.model_validate({"shards": {"eu1": shard}, **sections})
+        rollout = {"require_aware": False, **sections.pop("rollout", {})}
+        config = Config.model_validate({"shards": {"eu1": shard}, "rollout": rollout, **sections})
         return Fleet(config, accepted(*plans), [shard])
 
     return make

@@ -42,13 +42,13 @@ class Looking:
 
     async def apply(self, *shards: Shard, upto: str | None = None) -> None:
         fleet = Fleet(self.config, self.plans, shards or tuple(self.config.shards.values()))
-        (await fleet.apply(upto=upto)).raise_for_failures()
+        (await fleet.apply(upto=upto, aware="tests")).raise_for_failures()
 
     async def verdict(self, *shards: Shard) -> list[Verdict]:
         return await verify(self.config, self.plans, shards or tuple(self.config.shards.values()), self.scratch)
 
     async def switch(self, flag: str, state: State, shard: Shard) -> None:
-        (await Fleet(self.config, self.plans, [shard]).switch(flag, state)).raise_for_failures()
+        (await Fleet(self.config, self.plans, [shard]).switch(flag, state, aware="tests")).raise_for_failures()
 
 
 @pytest.fixture
@@ -328,7 +328,7 @@ async def test_the_command_groups_and_exits_by_what_it_found(
     sections = [
         f'[shards.{shard.name}]\nurl = "{shard.url.get_secret_value()}"\n' for shard in looking.config.shards.values()
     ]
-    (tmp_path / "shardmig.toml").write_text("\n".join(sections))
+    (tmp_path / "shardmig.toml").write_text("\n".join(["[rollout]\nrequire_aware = false\n", *sections]))
 
     def run(*arguments: str) -> tuple[int, str]:
         done = shardmig("verify", *arguments, cwd=tmp_path)

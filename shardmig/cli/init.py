@@ -36,7 +36,8 @@ migrations = "{migrations}"
 # grant = {{ shop_app = "SELECT, INSERT, UPDATE, DELETE" }}   # on new tables
 
 [rollout]
-require_aware = true                             # `apply` begins no move unless `--aware RELEASE` vouches for what runs
+# bake_s = 600                                   # between the canary's last switch and its gates
+# gate = "./smoke-test {{shard}}"                  # must exit 0 on the canary before any other shard is begun
 
 [lint]
 pg_versions = [14, 18]                           # oldest and newest server of the fleet

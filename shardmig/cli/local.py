@@ -12,11 +12,6 @@ from shardmig.errors import ConfigError
 
 __all__ = ["app", "up"]
 
-_AS_INIT = """\
-[rollout]
-require_aware = true
-"""
-
 app = typer.Typer(help="Throw-away PostgreSQL servers, to try things on.", no_args_is_help=True)
 
 
@@ -42,7 +37,7 @@ def up(
     stopped = {signal.SIGINT, signal.SIGTERM}
     with local.cluster([f"shard{number}" for number in range(1, count + 1)]) as servers:
         signal.pthread_sigmask(signal.SIG_BLOCK, stopped)
-        text = f"{_AS_INIT}\n{local.toml(servers)}"
+        text = local.toml(servers)
         if write is None:
             console.tell(text)
         else:

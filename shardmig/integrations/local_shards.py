@@ -45,7 +45,7 @@ class LocalShards(Mapping[str, str]):
         """
         targets = [target for target in self._fleet.targets if shard in (None, target.name)]
         fleet = Fleet(self._fleet.config, self._fleet.plans, targets)
-        _finish(lambda: fleet.switch(flag, state)).raise_for_failures()
+        _finish(lambda: fleet.switch(flag, state, aware="tests")).raise_for_failures()
 
     def __getitem__(self, name: str) -> str:
         """Return a shard's URL."""

@@ -102,6 +102,9 @@ class Project:
             + ('wave = "canary"\n' if shard.wave else "")
             for name, shard in self.shards.items()
         ]
+        if "[rollout]" not in more:
+            more += "\n[rollout]\n"
+        more = more.replace("[rollout]\n", "[rollout]\nrequire_aware = false\n")  # few stories are about that word
         (self.root / "shardmig.toml").write_text("\n".join([more, *sections]))
 
     def query(self, shard: str, sql: str, *params: object) -> list[tuple[Any, ...]]:

@@ -169,7 +169,7 @@ def test_status_of_many_shards_and_flags_says_what_is_not_as_everywhere(project:
     for name in names:
         project.query("eu1", f"CREATE SCHEMA {name}")
     sections = [f'[shards.{name}]\nurl = "{url}"\nschema = "{name}"\n' for name in names]
-    (project.root / "shardmig.toml").write_text("\n".join(sections))
+    (project.root / "shardmig.toml").write_text("\n".join(["[rollout]\nrequire_aware = false\n", *sections]))
     shutil.rmtree(project.migrations)
     project.run("init")
     for number in range(1, 7):

@@ -135,7 +135,7 @@ class Stage:
         (self.root / "shardmig.toml").write_text(
             f"[pace]\nbatch_rows = 5\nbatch_rows_min = 1\nbatch_rows_max = 5\nmax_rest_s = 4\nmax_rows_per_s = {pace}\n"
             "[session]\ndrain_timeout_s = 4\nlock_wait_s = 4\nconnect_timeout_s = 3\n"
-            "[rollout]\npark_after_s = 2\n" + shards
+            "[rollout]\npark_after_s = 2\nrequire_aware = false\n" + shards
         )
         self.must("plan")
 
