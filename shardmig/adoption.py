@@ -75,8 +75,8 @@ async def adopt(session: Session, revision: str) -> bool:
         [
             Query(
                 "INSERT INTO shardmig.migration "
-                "(shard, revision, position, flag, sha256, plan, finished_at, started_by) "
-                "VALUES ($1, $2, 0, '', 'adopted', '', clock_timestamp(), $3) ON CONFLICT DO NOTHING RETURNING 1",
+                "(shard, revision, position, flag, sha256, plan, finished_at, started_by, finished_by) "
+                "VALUES ($1, $2, 0, '', 'adopted', '', clock_timestamp(), $3, $3) ON CONFLICT DO NOTHING RETURNING 1",
                 (shard, revision, holder_name()),
             ),
         ]

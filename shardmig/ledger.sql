@@ -75,6 +75,7 @@ CREATE TABLE shardmig.migration (
     started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz,
     started_by  text NOT NULL,
+    finished_by text,
     PRIMARY KEY (shard, revision)
 );
 COMMENT ON TABLE shardmig.migration IS 'Plans begun on a shard, with the text that was executed';

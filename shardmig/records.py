@@ -71,6 +71,7 @@ class MigrationRow:
     started_at: datetime
     finished_at: datetime | None
     started_by: str
+    finished_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ SELECT flag, revision, state, has_move, cross_table, needs, drained, new_valid, 
 FROM shardmig.flag WHERE shard = $1"""
 _MIGRATIONS = """
 SELECT revision, position, flag, sha256, CASE WHEN sha256 = ANY ($2::text[]) THEN '' ELSE plan END, started_at,
-    finished_at, started_by
+    finished_at, started_by, finished_by
 FROM shardmig.migration WHERE shard = $1"""
 STEP_COLUMNS = """revision, number, kind, sha256, status, term, attempts, started_at, finished_at, error, direction,
     bounded_at, upto, cursor, lap, rows, batches, rows_estimated,

@@ -156,10 +156,11 @@ class Turn:
             "WITH flipped AS (UPDATE shardmig.step SET status = 'DONE', finished_at = clock_timestamp(), error = NULL, "
             "started_at = coalesce(started_at, clock_timestamp()), attempts = attempts + 1, term = $4 "
             "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[]) AND status <> 'DONE') "
-            "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()) "
+            "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()), "
+            "finished_by = coalesce(finished_by, $5) "
             "WHERE shard = $1 AND revision = $2 AND NOT EXISTS (SELECT FROM shardmig.step s WHERE s.shard = $1 "
             "AND s.revision = $2 AND s.status <> 'DONE' AND s.number <> ALL ($3::int[]))",
-            (self.shard, revision, list(numbers), self.term),
+            (self.shard, revision, list(numbers), self.term, holder_name()),
         )
 
     def record_batch(self, revision: str, number: int, *, expected: Position, reached: Position, rows: int) -> Query:
@@ -223,7 +224,8 @@ class Turn:
         Together with a flip back this says that the runner took it, not people: apply goes forward again.
         """
         return Query(
-            "WITH unfinished AS (UPDATE shardmig.migration SET finished_at = NULL WHERE shard = $1 AND revision = $2) "
+            "WITH unfinished AS (UPDATE shardmig.migration SET finished_at = NULL, finished_by = NULL "
+            "WHERE shard = $1 AND revision = $2) "
             "UPDATE shardmig.step SET status = 'PENDING', finished_at = NULL "
             "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[]) AND term <= $4",
             (self.shard, revision, list(numbers), self.term),
@@ -321,10 +323,10 @@ def _written(plan: Plan) -> tuple[str, str, list[str]]:
 
 
 def finish_migration(shard: str, revision: str) -> Query:
-    """Note that no step of a plan is left, if that is so."""
+    """Note that no step of a plan is left, if that is so, and that this runner saw to it."""
     return Query(
-        "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()) "
-        "WHERE shard = $1 AND revision = $2 AND NOT EXISTS (SELECT FROM shardmig.step s "
-        "WHERE s.shard = $1 AND s.revision = $2 AND s.status <> 'DONE')",
-        (shard, revision),
+        "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()), "
+        "finished_by = coalesce(finished_by, $3) WHERE shard = $1 AND revision = $2 AND NOT EXISTS "
+        "(SELECT FROM shardmig.step s WHERE s.shard = $1 AND s.revision = $2 AND s.status <> 'DONE')",
+        (shard, revision, holder_name()),
     )

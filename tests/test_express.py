@@ -120,7 +120,7 @@ async def test_what_is_recorded_is_what_the_careful_way_records(two: list[Shard]
 
     asked = (
         "SELECT revision, number, sha256, status, attempts > 0, num_nulls(started_at, finished_at) FROM shardmig.step",
-        "SELECT revision, position, flag, sha256, plan, finished_at IS NULL FROM shardmig.migration",
+        "SELECT revision, position, flag, sha256, plan, finished_at IS NULL, finished_by FROM shardmig.migration",
         "SELECT flag, revision, state, has_move, drained, new_valid, old_valid FROM shardmig.flag ORDER BY 1",
         "SELECT action, flag, revision, before, after, reason, os_user FROM shardmig.log WHERE flag <> 'shop'",
         "SELECT holder FROM shardmig.runner",

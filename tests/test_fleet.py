@@ -13,7 +13,7 @@ import pytest
 from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of, many, plan, run
 from servers import FaultProxy
 
-from shardmig.cli.results import _status_body
+from shardmig.cli.results import _log_body, _status_body
 from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting, Warned
 from shardmig.fleet import Fleet
 from shardmig.outcomes import Outcome, ShardReport
@@ -151,6 +151,7 @@ async def test_a_canary_that_fails_its_gate_goes_back_and_no_other_shard_is_touc
     assert [("LIVE", "DUAL")] == run(
         six[0], "SELECT before, after FROM shardmig.log WHERE flag = 'upper' AND reason LIKE 'the canary failed%'"
     )
+    assert [(1, 1)] == run(six[0], "SELECT count(finished_at), count(finished_by) FROM shardmig.migration")
 
     # The cause removed, apply goes forward again by itself: nobody's decision is overruled.
     assert {DONE} == set((await outcomes(fleet_of(six, SHOP, UPPER))).values())
@@ -666,6 +667,19 @@ async def test_while_somebody_is_at_work_a_failure_of_the_run_before_is_not_how_
         f"worked on by {holder_name()}",
         "failed: no room",
     ] == [one.reason.removeprefix("left: 0001_shop, 0002_upper; ") for one in said]
+
+
+async def test_history_says_who_began_a_plan_and_who_finished_it(six: list[Shard]) -> None:
+    """Of one nothing but this record is left, as after a kill; the other one's last step is a flip."""
+    fleet = fleet_of(six[:1], SHOP, UPPER)
+    await fleet.apply(upto="0001_shop")
+    await fleet.apply(until=Until.STRUCTURE)
+    run(six[0], "UPDATE shardmig.migration SET started_by = 'eve', finished_at = NULL, finished_by = NULL")
+    (await fleet.apply()).raise_for_failures()
+    [status] = await fleet.status(log=True)
+
+    said = [(line["action"], line["by"]) for line in _log_body(status) if line["action"] in {"begin", "finish"}]
+    assert [*[("begin", "eve")] * 2, *[("finish", holder_name())] * 2] == said
 
 
 async def test_where_a_runner_left_a_move_back_its_switch_is_what_goes_on(six: list[Shard]) -> None:

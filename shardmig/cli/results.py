@@ -283,7 +283,7 @@ def _log_body(one: ShardStatus) -> list[dict[str, Any]]:
     for row in one.records.migrations.values() if one.records else ():
         lines.append({"at": row.started_at, "action": "begin", "revision": row.revision, "by": row.started_by})
         if row.finished_at is not None:
-            lines.append({"at": row.finished_at, "action": "finish", "revision": row.revision, "by": row.started_by})
+            lines.append({"at": row.finished_at, "action": "finish", "revision": row.revision, "by": row.finished_by})
     blank = {"flag": None, "revision": None, "before": None, "after": None, "reason": None}
     return sorted(({**blank, **line} for line in lines), key=lambda line: line["at"])
 
