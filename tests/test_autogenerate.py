@@ -69,7 +69,11 @@ def copied(shop_shard: tuple[str, Path], servers: list[local.Server], tmp_path: 
     servers[0].drop_database("shop_copied")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    # A third of them in every run, the others in the long one.
+    [pytest.param(case, id=case.name, marks=[pytest.mark.long] if at % 3 else []) for at, case in enumerate(CASES)],
+)
 def test_each_change_is_written_and_explained(case: Case, copied: Shard, tmp_path: Path) -> None:
     config = project(tmp_path, lint=case.lint)
     path, found = autogenerate(config, "the change", copied, models=case.models)
