@@ -99,6 +99,25 @@ def test_on_a_terminal_those_that_ended_well_are_counted() -> None:
     ) == shown(400, *begun, *sick, *ended)
 
 
+@pytest.mark.parametrize("width", [80, 50])
+def test_a_narrow_terminal_cuts_what_is_said_of_a_shard_and_never_its_name(width: int) -> None:
+    """What is said may come from anybody's query, and means nothing to the terminal."""
+    console = Console(file=io.StringIO(), width=width)
+    display = Progress(*progress._columns(), console=console)
+    lines = progress._Lines(display, 2)
+    query = replace(BLOCKER, query="UPDATE customer SET tags[1] = '[/bold]' WHERE id = 1")
+    lines.listen(Waiting("customers-of-europe-west-017", "[/b] rows of customer are locked", (query,)))
+    lines.listen(StepStarted("eu1", "0001_shop", 1, "statement"))
+    with console.capture() as shown:
+        console.print(display.get_renderable())
+    long, short = shown.get().splitlines()
+
+    assert "customers-of-europe-west-017 waits: [/b" in long
+    assert "… 0:00:00" in long
+    assert width == len(long)
+    assert short.split()[1:3] == ["eu1", "0001_shop"]
+
+
 def test_of_few_shards_each_outcome_is_told() -> None:
     assert (["eu1  done"], []) == shown(20, OutcomeReached("eu1", "done", "", 1.0))
 

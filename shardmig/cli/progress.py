@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from shardmig import mismatches
@@ -47,6 +48,8 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
+
+    from rich.progress import Task
 
     from shardmig.events import Event, Listener
     from shardmig.fleet import Fleet
@@ -180,18 +183,41 @@ def _display(*, shards: int, quiet: bool) -> Iterator[Listener | None]:
     if quiet:
         yield None
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.fields[shard]}"),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(*_columns(), console=err, transient=True, disable=not err.is_terminal) as progress:
         lines = _Lines(progress, shards)
         try:
             yield lines.listen
         finally:
             lines.end()
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        SpinnerColumn(),
+        _Words("{task.fields[shard]}"),
+        _Words("{task.description}", gives_way=True),
+        TimeElapsedColumn(),
+    )
+
+
+class _Words(TextColumn):
+    """
+    Words as they are, of which a terminal that is too narrow for the line never cuts those that do not give way.
+
+    Args:
+        shown: what of a task, as a format.
+        gives_way: cut at the end where the line is too long for the terminal.
+    """
+
+    def __init__(self, shown: str, *, gives_way: bool = False) -> None:
+        super().__init__(shown, markup=False, table_column=Column(no_wrap=not gives_way))
+        self._gives_way = gives_way
+
+    def render(self, task: Task) -> Text:
+        """Keep to one line what gives way; it is the column that may wrap which is made narrower."""
+        text = super().render(task)
+        text.no_wrap, text.overflow = self._gives_way, "ellipsis" if self._gives_way else "fold"
+        return text
 
 
 class _Lines:
