@@ -19,6 +19,7 @@ OURS = {
     "shardmig.flags.core",
     "shardmig.flags.opening",
     "shardmig.flags.prepared",
+    "shardmig.flags.transaction",
     "shardmig.states",
 }
 

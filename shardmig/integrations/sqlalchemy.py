@@ -23,8 +23,8 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, scoped_session
 
 from shardmig.errors import WrongTransaction
-from shardmig.flags.connection import refuse_another
 from shardmig.flags.opening import ASKING_MARK, MARK
+from shardmig.flags.transaction import refuse_another
 
 if TYPE_CHECKING:
     from collections.abc import Callable
