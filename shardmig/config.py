@@ -182,6 +182,7 @@ class Lint(_Section):
         schemas: schemas that plans may create tables in.
         known_types: types beyond PostgreSQL's own that new columns may have.
         known_functions: functions that defaults, indexes and moves may call.
+        known_columns: columns ("table.column") that people gave to tables of plans by hand, on every shard.
         imports: modules that scripts may import beyond the standard list.
         start_after: revision up to which history is not judged (adopted from plain Alembic).
         app: files and directories of application code, from where shardmig.toml lies; `check` judges them.
@@ -191,6 +192,7 @@ class Lint(_Section):
     schemas: tuple[str, ...] = ("public",)
     known_types: tuple[str, ...] = ()
     known_functions: tuple[str, ...] = ()
+    known_columns: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     start_after: str = ""
     app: tuple[str, ...] = ()

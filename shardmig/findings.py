@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shardmig.lint.added import Added, added
+from shardmig.lint.mentions import named
 from shardmig.plan import Statement, quote_name
 from shardmig.reactions import ASKED, NONE, reactions_of
 from shardmig.session import Query
@@ -131,10 +133,23 @@ class Findings:
                     return step.sql
         return None
 
-    def mentions(self, word: str) -> bool:
-        """Whether a statement of these plans may bring a column of this name."""
-        name = re.compile(rf'(?<!\w)"?{re.escape(word)}"?(?!\w)', re.IGNORECASE)
-        return any(name.search(sql) for sql in _statements(self.plans))
+    def columns(self, home: str) -> dict[str, set[str]]:
+        """
+        Return the columns that moved tables will have when the structure of these plans is in place.
+
+        Args:
+            home: the schema that an unqualified name means; tables are spelled as `relation_name` does.
+        """
+        coming, parents = Added(), {named(table.name, home) for table in self.tables.values() if table.parent}
+        for accepted in self.plans:
+            coming.include(added(accepted.plan, home))
+        # What a parent gets, its children get; which those are was not asked.
+        inherited = {column for parent in parents for column in coming.columns.get(parent, ())}
+        found = {named(name, home): {*rows.columns, *inherited} for name, rows in self.rows.items()}
+        for table, new in (*coming.tables.items(), *coming.columns.items()):
+            if table in found or table in coming.whole:
+                found.setdefault(table, set()).update(new)
+        return found
 
 
 async def find(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shardmig import derivation
 from shardmig.derivation import Shape
 from shardmig.errors import ScriptError
+from shardmig.nearest import nearest
 from shardmig.plan import BATCH, Move
 from shardmig.seeds import SeedRows
 from shardmig.sqltext import code, unwritable
@@ -329,12 +330,13 @@ def _primary_key(table: str, tables: Mapping[str, Table], *, argument: str) -> t
     known = tables.get(table)
     if known and known.primary_key:
         return known.primary_key
-    reason = (
-        "has no primary key" if known and known.created else "was not created by op.create_table() in these scripts"
-    )
+    if known and known.created:
+        reason, near = "has no primary key", ""
+    else:
+        reason, near = "was not created by op.create_table() in these scripts", nearest(table, {*tables} - {table})
     raise ScriptError(
         f'{table} {reason}: give {argument}=, a unique, not-null key of it, as in {argument}=("id",); for one that has '
-        "none, docs/writing-moves.md says how it gets it"
+        f"none, docs/writing-moves.md says how it gets it{near}"
     )
 
 

@@ -9,15 +9,18 @@ from shardmig.catalog import mode_of
 from shardmig.errors import PreflightFailed
 from shardmig.findings import find, mention_lz4
 from shardmig.keys import key_problems, unwalked
+from shardmig.lint.mentions import unknown
+from shardmig.nearest import nearest
 from shardmig.plan import Move, Statement
 from shardmig.reactions import reaction_problems, reaction_warnings
+from shardmig.session import Query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from shardmig.findings import Findings, Grantees, Rows, Table
     from shardmig.plan import AcceptedPlan
-    from shardmig.session import Query, Result, Session
+    from shardmig.session import Result, Session
 
 __all__ = ["Ready", "preflight"]
 
@@ -59,6 +62,7 @@ async def preflight(session: Session, *plans: AcceptedPlan, along: Sequence[Quer
         problems += _structure_problems(accepted, findings)
         for _, move in accepted.plan.moves:
             problems += _move_problems(move, findings)
+    problems += await _name_problems(session, findings)
     if problems := list(dict.fromkeys(problems)):
         several = "\n  - ".join(["the shard is not ready:", *problems])
         raise PreflightFailed(problems[0] if len(problems) == 1 else several, shard=session.shard.name)
@@ -112,18 +116,13 @@ def _rights_problems(table: Table, step: Statement) -> Iterator[str]:
 def _move_problems(move: Move, findings: Findings) -> Iterator[str]:
     source = findings.tables.get(move.table)
     target = findings.tables.get(move.target) if move.target is not None else source
-    for name, table in ((move.table, source), (move.target or move.table, target)):
-        if table is None and findings.coming(name) is None:
-            yield f"table {name} of a move does not exist here; apply the migration that creates it first"
     for table in {id(table): table for table in (source, target) if table is not None}.values():
         yield from _moved_table_problems(table, findings.rows[table.name])
     if source is not None:
         rows = findings.rows[source.name]
         yield from key_problems(source.name, move.key, columns=rows.columns, unique=rows.unique)
-        yield from _column_problems(rows, (*move.key, *move.restores), findings)
     if target is not None:
         rows = findings.rows[target.name]
-        yield from _column_problems(rows, (*move.target_key, *move.writes), findings)
         if move.target is not None and not _finds_rows(move, rows.unique):
             held = ", ".join(move.target_key)
             yield (
@@ -167,10 +166,39 @@ def _moved_table_problems(table: Table, rows: Rows) -> Iterator[str]:
         )
 
 
-def _column_problems(table: Rows, columns: Iterable[str], findings: Findings) -> Iterator[str]:
-    for column in columns:
-        if column not in table.columns and not findings.mentions(column):
-            yield f"table {table.name} has no column {column} here, and no statement of these plans adds it"
+async def _name_problems(session: Session, findings: Findings) -> list[str]:
+    """Say which tables and columns that moves name are neither here nor coming; asks more only where there are such."""
+    home = session.shard.schema_name
+    columns = findings.columns(home)
+    moves = [move for accepted in findings.plans for _, move in accepted.plan.moves]
+    named = [name for move in moves for name in (move.table, move.target or move.table)]
+    tables = [name for name in named if name not in findings.tables and findings.coming(name) is None]
+    mentions = [mention for move in moves for mention in unknown(move, columns, home=home)]
+    if not tables and not mentions:
+        return []
+    dotted = [mention.column for mention in mentions if mention.dotted]
+    of_rows, others = [
+        answer.value for answer in await session.flight([Query(_FUNCTIONS, [dotted]), Query(_TABLES_HERE)])
+    ]
+    return [
+        *(
+            f"table {name} of a move does not exist here; apply the migration that creates it first"
+            + nearest(name, others)
+            for name in tables
+        ),
+        *(
+            f"{mention} here, and no statement of these plans adds it{mention.meant(columns)}"
+            for mention in mentions
+            if not (mention.dotted and mention.column in of_rows)
+        ),
+    ]
+
+
+_FUNCTIONS = "SELECT ARRAY(SELECT proname::text FROM pg_proc WHERE proname = ANY($1::text[]) AND pronargs = 1)"
+_TABLES_HERE = """
+SELECT ARRAY(SELECT c.relname::text FROM pg_class AS c
+             WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p'))
+"""
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ def test_the_key_is_the_primary_key_that_scripts_gave_the_table() -> None:
     [
         ({"table": "unknown"}, r'unknown was not created by op.create_table\(\).*give key=.*as in key=\("id",\)'),
         ({"table": "keyless"}, "keyless has no primary key: give key="),
+        ({"table": "ordrs"}, r"ordrs was not created by op.create_table\(\).*; did you mean orders\?$"),
         ({"table": "orders", "key": ("id", "no")}, "orders.no may be NULL"),
         ({"table": "orders", "into": "unknown"}, "give target_key="),
         ({"table": "orders", "into": "pairs"}, r"target_key= \(a, b\) and the key of orders \(id\) differ in length"),

@@ -8,20 +8,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from shardmig import planfile
-from shardmig.config import SessionSettings, Shard
+from shardmig import derivation, planfile
+from shardmig.config import Lint, SessionSettings, Shard
 from shardmig.errors import PreflightFailed
 from shardmig.lint import accept
-from shardmig.plan import AcceptedPlan, Move, Statement
+from shardmig.plan import AcceptedPlan, Move, Plan, Statement, Switch
 from shardmig.preflight import preflight
 from shardmig.session import open_session
+from shardmig.states import State
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from conftest import Connect
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 PLANS = [planfile.loads(path.read_text()) for path in sorted(MIGRATIONS.glob("*.sql"))]
 SHOP, SPLIT_NAME, ORDER_ADDRESS = (accept(plan, earlier=PLANS[:place]) for place, plan in enumerate(PLANS[:3]))
+
+BY_HAND = Lint(known_columns=("customer.region", "customer.row_id", "order_address.line", "order_address.cty"))
 
 
 async def ask(shard: Shard, *plans: AcceptedPlan, user: str = "shop_migrator", **settings: Any) -> list[str]:
@@ -54,7 +59,7 @@ def move_of(**changes: Any) -> AcceptedPlan:
     """Accept the plan `split_name` with its move changed."""
     plan = SPLIT_NAME.plan
     steps = [step.model_copy(update=changes) if isinstance(step, Move) else step for step in plan.steps]
-    return accept(plan.model_copy(update={"steps": tuple(steps)}), earlier=PLANS[:1])
+    return accept(plan.model_copy(update={"steps": tuple(steps)}), earlier=PLANS[:1], settings=BY_HAND)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -303,7 +308,10 @@ async def test_a_foreign_key_that_changes_the_new_table_by_itself_is_warned_of(
             """,
             "(id) is not unique in customer",
         ),
-        ("ALTER TABLE customer RENAME COLUMN full_name TO label", "table customer has no column full_name here"),
+        (
+            "ALTER TABLE customer RENAME COLUMN full_name TO label",
+            "customer has no column full_name here, and no statement of these plans adds it",
+        ),
     ],
 )
 async def test_the_key_and_the_columns_of_a_move_must_be_real(
@@ -313,6 +321,87 @@ async def test_the_key_and_the_columns_of_a_move_must_be_real(
 
     [found] = await reasons(shop, SPLIT_NAME)
     assert found.startswith(cure)
+
+
+def initials(expression: str, *, table: str = "customer", adding: str = "customer") -> AcceptedPlan:
+    """Accept a plan that fills a new column of a table which no plan has made."""
+    value = {"initials": expression}
+    shape = derivation.Shape(table, ("id",))
+    move = Move(
+        table=table,
+        key=("id",),
+        writes=("initials",),
+        forward=derivation.forward(shape, value),
+        check=derivation.check(shape, value, {}),
+    )
+    structure = Statement(sql=f"ALTER TABLE {adding} ADD COLUMN initials text")
+    steps = (structure, Switch(to=State.DUAL), move, Switch(to=State.LIVE))
+    plan = Plan(revision="0001_initials", parent=None, flag="initials", script_sha256="x", steps=steps)
+    return accept(plan)
+
+
+async def test_what_a_move_reads_must_be_there_or_come(shop: Shard) -> None:
+    [found] = await reasons(shop, initials("left(ful_name, 1)"))
+    assert found == (
+        "customer has no column ful_name here, and no statement of these plans adds it; did you mean full_name?"
+    )
+    [found] = await reasons(shop, initials("left(customer.nothing_like_it, 1)"))
+    assert found == "customer has no column nothing_like_it here, and no statement of these plans adds it"
+
+
+async def test_a_word_elsewhere_in_the_plans_is_no_column(shop: Shard) -> None:
+    """ORDER_ADDRESS adds a zip: to another table."""
+    [found] = await reasons(shop, ORDER_ADDRESS, initials("left(zip, 1)"))
+    assert found.startswith("customer has no column zip here")
+
+
+async def test_a_column_that_an_earlier_plan_of_these_adds_is_known(shop: Shard) -> None:
+    assert [] == await ask(shop, SPLIT_NAME, initials("left(last_name, 1)"))
+
+
+def addresses(old: str, new: str, *, parts: Collection[str] | None = None) -> AcceptedPlan:
+    """Accept ORDER_ADDRESS with a word of its move changed, as if it were the first plan of all."""
+    plan = ORDER_ADDRESS.plan
+    [(number, move)] = plan.moves
+    changed = {
+        name: text.replace(old, new) for name, text in move if isinstance(text, str) and name in (parts or {name})
+    }
+    steps = [*plan.steps[: number - 1], move.model_copy(update=changed), *plan.steps[number:]]
+    return accept(plan.model_copy(update={"steps": tuple(steps)}), settings=BY_HAND)
+
+
+async def test_a_table_that_comes_is_known_too(shard: Shard) -> None:
+    [_, *found] = await reasons(shard, SHOP, SPLIT_NAME, addresses("city", "cty", parts={"check"}))
+    assert {"orders has no column cty", "order_address has no column cty"} == {one.split(" here")[0] for one in found}
+
+
+async def test_a_function_of_the_row_is_no_missing_column(shop: Shard, connect: Connect) -> None:
+    plan = initials("customer.short_name")
+    assert await reasons(shop, plan)
+    connect(shop, user="shop_owner").execute(
+        "CREATE FUNCTION short_name(customer) RETURNS text LANGUAGE sql AS 'SELECT $1.full_name'"
+    )
+
+    assert [] == await ask(shop, plan)
+
+
+async def test_a_column_comes_by_any_name_of_the_table_and_by_its_parent(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("CREATE TABLE parent (id bigint, full_name text)")
+    owner.execute("CREATE TABLE person (PRIMARY KEY (id)) INHERITS (parent)")
+    steps = (Statement(sql="ALTER TABLE parent ADD COLUMN note text"), Switch(to=State.LIVE))
+    noting = accept(Plan(revision="0000_note", parent=None, flag="note", script_sha256="x", steps=steps))
+    plan = initials("left(note, 1)", table="person", adding="public.person")
+
+    assert [] == await ask(shop, noting, plan)
+    assert await reasons(shop, plan)
+
+
+async def test_of_a_table_that_is_not_there_the_one_is_told_that_is_meant(shop: Shard) -> None:
+    [found] = await reasons(shop, addresses("orders", "ordrs"))
+    assert found == (
+        "table ordrs of a move does not exist here; apply the migration that creates it first; did you mean orders?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,7 +425,7 @@ async def test_a_second_table_has_a_key_by_which_its_rows_are_found(
     several = {"forward": move.forward.replace("ON CONFLICT (order_id)", "ON CONFLICT (order_id, line)")}
     assert several["forward"] != move.forward
     steps = [step.model_copy(update=several) if by_hand and step == move else step for step in plan.steps]
-    given = accept(plan.model_copy(update={"steps": tuple(steps)}), earlier=PLANS[:2])
+    given = accept(plan.model_copy(update={"steps": tuple(steps)}), earlier=PLANS[:2], settings=BY_HAND)
 
     if ready:
         assert [] == await ask(shop, given)

@@ -37,6 +37,8 @@ class Added:
         partitioned: new tables that are partitioned.
         referred: new tables that foreign keys point to.
         emptied: new tables → columns that a DELETE on an existing table sets → action.
+        whole: new tables that have only columns which plans name: they take over none, and nobody had to give them a
+            key by hand, for they have one.
     """
 
     tables: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Added:
     partitioned: set[str] = field(default_factory=set)
     referred: set[str] = field(default_factory=set)
     emptied: dict[str, dict[str, str]] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
 
     def include(self, other: Added) -> None:
         """Add what another one holds."""
@@ -64,6 +67,7 @@ class Added:
         self.cascading |= other.cascading
         self.partitioned |= other.partitioned
         self.referred |= other.referred
+        self.whole |= other.whole
 
     def new(self, *, types: set[str]) -> New:
         """Return it as what a statement is judged against, with the enum types of all history."""
@@ -197,6 +201,15 @@ def _table(found: Added, statement: Node, home: str, before: Added) -> None:
     _foreign_keys(found, name, elements, home, before)
     for element in elements:
         _constraint_indexes(found, statement.get("relation"), element, home)
+    if _is_whole(statement, elements):
+        found.whole.add(name)
+
+
+def _is_whole(statement: Node, elements: list[Node]) -> bool:
+    """Say whether a table has a primary key, and no columns of another table or type."""
+    keyed = any(c.get("contype") == "CONSTR_PRIMARY" for element in elements for c, _ in _constraints(element))
+    own = all(element.kind in ("ColumnDef", "Constraint") for element in elements)
+    return keyed and own and not {"inh_relations", "of_typename"} & statement.fields.keys()
 
 
 def _foreign_keys(found: Added, name: str, elements: list[Node], home: str, before: Added) -> None:

@@ -11,6 +11,7 @@ from shardmig.lint.rules import moves as rules
 from shardmig.lint.rules.tables import BorrowedShape
 from shardmig.lint.rules.text import UnknownSyntax
 from shardmig.lint.structure import refused
+from shardmig.nearest import nearest
 from shardmig.sqltree import Node
 
 if TYPE_CHECKING:
@@ -182,7 +183,8 @@ def _old_table(judge: Judge, statement: Node, table: str, harm: str, effect: str
     judge.refuse(
         rules.WritesOldTable,
         relation,
-        f"{harm} {table}, which running code reads: {effect}; write only tables that this plan creates",
+        f"{harm} {table}, which running code reads: {effect}; write only tables that this plan creates"
+        + nearest(table, judge.scope.new.tables),
         lock=f"ROW EXCLUSIVE on {table}",
     )
 
@@ -201,9 +203,18 @@ def _assignments(judge: Judge, node: Node, table: str, *, new: bool) -> None:
             judge.refuse(
                 rules.WritesOldColumn,
                 target,
-                f"{table}.{column} is read by running code and was not added by this plan; write only new columns",
+                f"{table}.{column} is read by running code and was not added by this plan; write only new columns"
+                + _meant(judge, table, column),
                 lock=f"ROW EXCLUSIVE on {table} and its rows",
             )
+
+
+def _meant(judge: Judge, table: str, column: str) -> str:
+    """Ask whether the likeliest new column is meant, or the one of this name in the likeliest table."""
+    new = judge.scope.new.columns
+    if table in new:
+        return nearest(column, new[table])
+    return nearest(table, (other for other, columns in new.items() if column in columns))
 
 
 def _named(judge: Judge, target: Node) -> None:

@@ -11,6 +11,7 @@ from shardmig.config import Lint
 from shardmig.errors import LintFailed
 from shardmig.lint.added import Added, added, added_by, locked
 from shardmig.lint.judge import judge_text
+from shardmig.lint.mentions import unknown
 from shardmig.lint.rules import moves as move_rules
 from shardmig.lint.rules.indexes import AmbiguousName, BlockingIndex, ConcurrentlyAlone, WideIndex
 from shardmig.lint.rules.script import UnusedAllow
@@ -131,6 +132,8 @@ class History:
             elif isinstance(step, Move):
                 for part, violation in judge_move(step, self._known_to_moves(plan, so_far), self.settings):
                     yield replace(violation, step=number, line=step.line, part=part)
+                for violation in self._unknown_columns(step, self._known_to_moves(plan, so_far), so_far):
+                    yield replace(violation, step=number, line=step.line)
 
     def _known_to_moves(self, plan: Plan, so_far: Added) -> New:
         known = Added()
@@ -139,6 +142,26 @@ class History:
                 known.include(added(self.by_flag[flag], self.home))
         known.include(so_far)
         return known.new(types=self.total.types)
+
+    def _unknown_columns(self, move: Move, new: New, so_far: Added) -> Iterator[Violation]:
+        """Refuse columns that no plan gives to tables that plans have made; of others nobody knows which they have."""
+        held = self._columns(so_far)
+        for name in self.settings.known_columns:
+            table, _, column = name.rpartition(".")
+            held.setdefault(table, set()).add(column)
+        columns = {table: held[table] for table in self.total.whole | so_far.whole}
+        functions = {name.rpartition(".")[2] for name in self.settings.known_functions}
+        for mention in unknown(move, columns, home=self.home):
+            written = move.target is None and mention.column in move.writes  # old columns: SM201 says that they are
+            if (mention.dotted and mention.column in functions) or (written and mention.tables[0] not in new.tables):
+                continue
+            violation = move_rules.UnknownColumn.violation(
+                f"the move fails on the first shard: {mention}, and no plan adds it"
+                + (mention.meant(columns) or "; correct it, or name it in known_columns if every shard has it"),
+                sql=mention.sql,
+                offset=mention.offset,
+            )
+            yield replace(violation, part=mention.part)
 
     def _statement(self, step: Statement, so_far: Added) -> list[Violation]:
         scope = Scope(new=so_far.new(types=self.total.types), settings=self.settings)
@@ -163,9 +186,7 @@ class History:
 
     def _added_twice(self, sql: str, so_far: Added) -> Iterator[Violation]:
         """Refuse what the history has: every shard would, the canary first."""
-        new, held = added_by(sql, self.home, so_far), dict[str, set[str]]()
-        for table, columns in self._tables(so_far):
-            held.setdefault(table, set()).update(columns)
+        new, held = added_by(sql, self.home, so_far), self._columns(so_far)
         made = set(new.tables) if any(statement.kind == "CreateStmt" for statement in _parsed(sql)) else set()
         there = {*self.total.tables, *so_far.tables, *self.total.types, *so_far.types}
         named = self.total.relations | so_far.relations | self.total.sequences | so_far.sequences
@@ -234,6 +255,12 @@ class History:
         for known in (self.total, so_far):
             yield from known.tables.items()
             yield from known.columns.items()
+
+    def _columns(self, so_far: Added) -> dict[str, set[str]]:
+        held: dict[str, set[str]] = {}
+        for table, columns in self._tables(so_far):
+            held.setdefault(table, set()).update(columns)
+        return held
 
     def _sealed(self, plan: Plan) -> AcceptedPlan:
         locks: dict[int, str] = {}

@@ -16,6 +16,7 @@ __all__ = [
     "NotRowByRow",
     "ReadsOwnWrites",
     "StructureInMove",
+    "UnknownColumn",
     "UnlockedSource",
     "WritesOldColumn",
     "WritesOldTable",
@@ -201,6 +202,20 @@ class MoveWrites(Rule):
     """
 
     code, name, context = "SM213", "move-writes", "plan"
+
+
+class UnknownColumn(Rule):
+    """
+    Refuses a move that names a column which its table does not have, where plans have made the table.
+
+    Why: the server refuses it on the canary, when structure is in place and writers write both; on an empty shard not
+    even the dry run computes it.
+    Example: `forward={"total_cents": "totl * 100"}` where the column is called `total`.
+    Use instead: the column's name. One that people added by hand, on every shard, is named under `[lint]`, as in
+    `known_columns = ["orders.total_cents"]`; a function of the row, written `t.f`, in `known_functions`.
+    """
+
+    code, name, context = "SM214", "unknown-column", "plan"
 
 
 class FlagTwice(Rule):
