@@ -28,6 +28,19 @@ def test_of_many_flags_a_line_has_only_those_that_are_not_as_on_most_shards() ->
     assert ["30 flags on 4 shards: 29 LIVE on all; 1 differs: f07 LIVE on 3, DUAL on 1"] == table.told_once()
 
 
+def test_on_a_line_of_its_own_a_shard_says_how_all_its_flags_are() -> None:
+    """Whoever has switched one back looks for it there, also where it is so on all shards."""
+    back = many(**{shard: {"f07": "DUAL"} for shard in ("eu1", "eu2", "us2")}, us1={"f01": "DONE", "f07": "OLD"})
+    table = FlagTable(back, NAMES, alone=True)
+
+    assert ["f07 DUAL, 29 more LIVE", "f01 DONE, f07 OLD, 28 more LIVE"] == [table.of("eu1"), table.of("us1")]
+    assert [] == table.told_once()
+    assert "30 flags LIVE" == FlagTable(many(), NAMES, alone=True).of("eu1")
+    new = FlagTable({"eu1": {}}, NAMES, alone=True)
+    assert "f01, f02, f03 and 27 more OLD" == new.of("eu1")
+    assert "shop LIVE, split_name DUAL" == FlagTable(FEW, alone=True).of("eu1")
+
+
 def test_a_shard_far_behind_makes_no_endless_line() -> None:
     states = many()
     states["us2"] = dict.fromkeys(NAMES[:10], "LIVE")

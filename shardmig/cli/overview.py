@@ -2,7 +2,8 @@
 Where shards are, as a table that people can read: a line a shard while there are few, else what is not as everywhere.
 
 A fleet of hundreds with thirty flags is in one state nearly everywhere. So the state that most shards have is told once
-a flag, at the end; a line names only what is different, and shards of which the same is to be said share it.
+a flag, at the end; a line names only what is different, and shards of which the same is to be said share it. Where each
+shard has a line, that says how all its flags are; of many, those that are LIVE are counted.
 """
 
 from __future__ import annotations
@@ -66,12 +67,13 @@ def show(
         for one in found
         if one.records is not None
     }
-    table = FlagTable(states, flags, only=only, wide=wide)
+    alone = wide or len(found) <= SHARDS
+    table = FlagTable(states, flags, only=only, wide=wide, alone=alone)
     rows = [
         Row(one.shard, one.outcome, applied(one), _joined(table.of(one.shard), brief(one.shard, one.reason)))
         for one in found
     ]
-    lines(rows if wide or len(found) <= SHARDS else _shared(rows))
+    lines(rows if alone else _shared(rows))
     for line in table.told_once():
         tell(line)
     done = sum(one.outcome is Outcome.DONE for one in found)
@@ -87,6 +89,7 @@ class FlagTable:
         flags: in which order to name them; those that only shards have follow.
         only: speak of these alone.
         wide: spell out all, however many there are.
+        alone: each shard has a line of its own, so nothing is told once.
     """
 
     def __init__(
@@ -96,8 +99,10 @@ class FlagTable:
         *,
         only: Sequence[str] = (),
         wide: bool = False,
+        alone: bool = False,
     ) -> None:
         self._states = states
+        self._alone = alone
         self._only = only
         names = dict.fromkeys([*flags, *(flag for mine in states.values() for flag in mine)])
         cut = not wide and not only and len(names) > _FLAGS
@@ -114,15 +119,15 @@ class FlagTable:
             return _spelled(mine.items())
         by_state: dict[str, list[str]] = {}
         for flag, usual in self._usual.items():
-            if (state := _state(mine, flag)) != usual:
+            if (state := _state(mine, flag)) != usual or self._alone:
                 by_state.setdefault(state, []).append(flag)
-        return ", ".join(f"{_cut(flags)} {state}" for state, flags in by_state.items())
+        return _folded(by_state) if self._alone else _listed(by_state)
 
     def told_once(self) -> list[str]:
         """Say what no line of a shard does: a line for each flag asked for, or one for all of many."""
         if self._only:
             return [self._counted(flag) for flag in self._only]
-        if not (self._usual and self._states):
+        if self._alone or not (self._usual and self._states):
             return []
         same: dict[str, list[str]] = {}
         differ = []
@@ -159,6 +164,18 @@ def _spelled(flags: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"{flag} {state}" for flag, state in flags)
 
 
+def _listed(by_state: Mapping[str, Sequence[str]]) -> str:
+    return ", ".join(f"{_cut(flags)} {state}" for state, flags in by_state.items())
+
+
+def _folded(by_state: Mapping[str, Sequence[str]]) -> str:
+    """Name the flags that are not LIVE, and count those that are."""
+    away = {state: flags for state, flags in by_state.items() if state != State.LIVE.name}
+    live = len(by_state.get(State.LIVE.name, ()))
+    counted = f"{live} {'more' if away else 'flags'} LIVE" if live else ""
+    return _joined(_listed(away), counted, sep=", ")
+
+
 def _cut(names: Sequence[str], sep: str = ", ") -> str:
     """List names, of many the first ones; "and 1 more" would be no shorter than its name."""
     if len(names) <= _NAMED + 1:
@@ -188,8 +205,8 @@ def own(shard: str, reason: str) -> str:
     return reason.removeprefix(f"{shard}: ").removeprefix(f"{shard}, ")
 
 
-def _joined(*parts: str) -> str:
-    return "; ".join(part for part in parts if part)
+def _joined(*parts: str, sep: str = "; ") -> str:
+    return sep.join(part for part in parts if part)
 
 
 def _shared(rows: Iterable[Row]) -> list[Row]:

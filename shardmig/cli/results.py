@@ -51,7 +51,8 @@ def show_report(report: Report, output: str, *, wide: bool = False) -> NoReturn:
             }
         )
     else:
-        table = overview.FlagTable({one.shard: dict(one.flags) for one in report if one.flags})
+        alone = wide or len(report.shards) <= overview.SHARDS
+        table = overview.FlagTable({one.shard: dict(one.flags) for one in report if one.flags}, alone=alone)
         said = overview.told((one.shard, one.reason) for one in report)
         overview.lines(_fates(report, {name: reason or table.of(name) for name, reason in said.items()}, wide=wide))
         for line in table.told_once():

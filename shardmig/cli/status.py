@@ -41,8 +41,8 @@ def status(
     """
     Show each shard's flags, what is left and who works there; every shard unless some are named.
 
-    Of many flags, and of many shards, only what is not as everywhere is spelled out. Scripts that are not in order keep
-    nobody from looking: the committed plan files are compared with, and the exit code is 1.
+    Of many flags those that are LIVE are counted; of many shards only what is not as everywhere is spelled out. Scripts
+    that are not in order keep nobody from looking: the committed plan files are compared with, and the exit code is 1.
     """
     from shardmig.cli import console, progress, project, results
 
