@@ -129,7 +129,8 @@ class Run:
         refuse_unadopted(self.config, records)
         tried, arrival = await self._look_and_hurry(todo, records)
         if arrival is not None:
-            todo, self._states = arrival.left, _after(records, arrival)
+            self._states = _after(records, todo, arrival)
+            todo = arrival.left
             if not todo:
                 return True
         by_people = records.maintenance > 0 and not self._closure.closed
@@ -366,9 +367,11 @@ class Run:
         self._states = _shown(flags_of(flags))
 
 
-def _after(records: Records, arrival: Arrival) -> tuple[tuple[str, str], ...]:
-    states = {row.flag: State(row.state).name for row in records.flags.values()}
-    return tuple({**states, **dict.fromkeys(arrival.taken, State.LIVE.name)}.items())
+def _after(records: Records, todo: Sequence[Todo], arrival: Arrival) -> tuple[tuple[str, str], ...]:
+    """Say how flags are behind a flight, those that it began and left where they begin among them."""
+    flags = dict.fromkeys([*records.flags, *(item.plan.flag for item in todo)])
+    taken = dict.fromkeys(arrival.taken, State.LIVE)
+    return tuple((flag, taken.get(flag, records.state(flag)).name) for flag in flags)
 
 
 def _shown(flags: dict[str, FlagRow]) -> tuple[tuple[str, str], ...]:

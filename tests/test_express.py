@@ -19,6 +19,7 @@ from shardmig.outcomes import Outcome
 from shardmig.plan import Plan, Statement, Switch
 from shardmig.quiet import QuietTable, proof
 from shardmig.states import State
+from shardmig.todo import Until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +130,16 @@ async def test_what_is_recorded_is_what_the_careful_way_records(two: list[Shard]
     assert ledgers[0] == ledgers[1]
     told = [[type(e) for e in said if e.shard == shard.name and isinstance(e, StepStarted | StepDone)] for shard in two]
     assert told[0].count(StepDone) <= told[1].count(StepDone), "statements that run together are one step to the canary"
+
+
+@pytest.mark.parametrize("until", [Until.STRUCTURE, Until.LIVE])
+async def test_the_report_has_the_flags_that_the_ledger_has_by_either_way(two: list[Shard], until: Until) -> None:
+    fleet = fleet_of(two, SHOP, ORDERS, UPPER.model_copy(update={"parent": "0002_orders", "revision": "0003_upper"}))
+    report = await fleet.apply(until=until)
+
+    state = State.OLD if until is Until.STRUCTURE else State.LIVE
+    expected = (("shop", "LIVE"), ("orders", state.name), ("upper", state.name))
+    assert [expected, expected] == [one.flags for one in report]
 
 
 async def test_a_shard_alone_is_nobodys_follower(two: list[Shard], servers: list[Server]) -> None:
