@@ -212,11 +212,10 @@ class _Text:
             case "JoinExpr":
                 yield from self._sources(item.get("larg"))
                 yield from self._sources(item.get("rarg"))
-                if {"alias", "join_using_alias"} & item.fields.keys():
-                    yield _OPAQUE
+                for name in {"alias", "join_using_alias"} & item.fields.keys():
+                    yield _Source(item.get(name).get("aliasname", ""), None)
             case _:
-                alias: Node | None = item.get("alias")
-                yield _Source("" if alias is None else alias.get("aliasname", ""), None)
+                yield _Source(item.get("alias").get("aliasname", "") if "alias" in item.fields else "", None)
 
     def _inside(self, item: Node, outer: _Scope, siblings: _Scope) -> None:
         match item.kind:
