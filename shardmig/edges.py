@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from shardmig.hosts import Host
     from shardmig.mismatches import Mismatches
     from shardmig.plan import AcceptedPlan, Move, Plan
-    from shardmig.records import FlagRow, Records
+    from shardmig.records import FlagRow
     from shardmig.states import Edge
     from shardmig.steps import Steps
     from shardmig.turn import Turn
 
-__all__ = ["Edges", "refuse_unvouched", "unvouched"]
+__all__ = ["Edges", "unvouched"]
 
 
 @dataclass(slots=True)
@@ -276,17 +276,6 @@ class Edges:
         if self.mismatches is None:
             return None
         return partial(self.mismatches.add, self._turn.shard, plan.flag, move, direction)
-
-
-def refuse_unvouched(records: Records, flag: str, target: State) -> None:
-    """Refuse to take a flag out of OLD where the configuration wants somebody to vouch for the processes that run."""
-    row = records.flags.get(flag)
-    if row is not None and row.has_move and records.state(flag) is State.OLD < target:
-        raise SwitchRefused(
-            f"{flag} stays OLD until somebody vouches that every process which runs knows it: add --aware RELEASE "
-            "([rollout] require_aware)",
-            shard=records.shard,
-        )
 
 
 def unvouched(shard: str, plan: Plan) -> Warned:

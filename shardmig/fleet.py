@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import amendment, ledger, renaming
-from shardmig.edges import refuse_unvouched
 from shardmig.errors import (
     ConfigError,
     ShardError,
@@ -35,7 +34,8 @@ from shardmig.rollout import Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session
 from shardmig.status import ShardStatus, read_status, with_forecasts
-from shardmig.todo import Until
+from shardmig.todo import Until, waiting
+from shardmig.trial import held_back
 from shardmig.walk import Places, Walk
 from shardmig.work import GO_ON, Apply, Each
 
@@ -142,8 +142,8 @@ class Fleet:
             records = await run.records()  # which upgrades an older ledger
             if aware is not None and flag in records.flags:
                 await run.vouch(aware, [flag])
-            elif not self.vouched(aware):
-                refuse_unvouched(records, flag, target)
+            if (held := waiting(records, flag, target, vouched=self.vouched(aware))) is not None:
+                return held_back(records, [held])
             if await run.walk(flag, target):
                 return None
             return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, GO_ON)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import MigrationRow, Records
 
-__all__ = ["Held", "Todo", "Until", "ahead", "pending", "unamendable"]
+__all__ = ["Held", "Todo", "Until", "ahead", "pending", "unamendable", "waiting"]
 
 
 class Until(Enum):
@@ -133,6 +133,17 @@ def pending(
         if keeps is not None:
             held.append(keeps)
     return tuple(todo), tuple(held)
+
+
+def waiting(records: Records, flag: str, target: State, *, vouched: bool) -> Held | None:
+    """Say what keeps a flag in OLD that somebody asks for further on: the same as keeps it there for `pending`."""
+    row = records.flags.get(flag)
+    if row is None or not records.state(flag) is State.OLD < target:
+        return None
+    if row.has_move and not vouched:
+        return Held(flag, State.OLD, unvouched=True)
+    missing = tuple(name for name in row.needs if records.state(name) < State.LIVE)
+    return Held(flag, State.OLD, needs=missing) if missing else None
 
 
 def ahead(history: Sequence[AcceptedPlan], records: Records) -> str:

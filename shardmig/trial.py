@@ -219,7 +219,7 @@ def held_back(records: Records, held: Sequence[Held]) -> ShardReport:
     if unknown := [one.flag for one in held if one.unvouched]:
         reasons.append(
             f"{', '.join(unknown)} stays OLD until somebody vouches that every process which runs knows it: "
-            "`shardmig apply --aware RELEASE` ([rollout] require_aware)"
+            "add --aware RELEASE ([rollout] require_aware)"
         )
     reasons += [f"{one.flag} stays OLD until {' and '.join(one.needs)} is LIVE" for one in held if one.needs]
     return ShardReport(records.shard, Outcome.PENDING, 0, "; ".join(reasons))
