@@ -64,6 +64,7 @@ _OFF_SINCE = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}  
 
 _UNIT_MS = {"ms": 1, "s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
 
+_NO_ESCAPE = re.compile("%(?!(?!00)[0-9A-Fa-f]{2})")
 _MISTAKEN = {"host": re.compile("@"), "port": re.compile("[^0-9,]")}
 
 # A dead peer is noticed within half a minute; what the URL says goes first.
@@ -111,9 +112,7 @@ async def connect(shard: Shard, settings: SessionSettings) -> psycopg.AsyncConne
     try:
         given = conninfo_to_dict(shard.url.get_secret_value())
     except psycopg.ProgrammingError:
-        raise ShardUnreachable(
-            "its url cannot be parsed; write postgresql://user@host/database", shard=shard.name
-        ) from None
+        raise ShardUnreachable(_unreadable(shard.url.get_secret_value()), shard=shard.name) from None
     fixed = {
         "application_name": f"shardmig {shard.name}"[:63],
         "client_encoding": "UTF8",
@@ -246,6 +245,18 @@ def read_only(shard: Shard, source: str, *, login: str, database: str) -> Prefli
 def not_ready(shard: Shard, message: str) -> PreflightFailed:
     """Say what must be changed on a shard before anything is done there."""
     return PreflightFailed(f"{message}; nothing was changed", shard=shard.name)
+
+
+def _unreadable(url: str) -> str:
+    """Say why libpq takes no url, without a part of it: where one ends that is wrong, nobody knows."""
+    if "://" not in url or not _NO_ESCAPE.search(url):
+        return "its url cannot be parsed; write postgresql://user@host/database"
+    before = url.rpartition("@")[0]
+    where = "in user or password" if _NO_ESCAPE.search(before) else "in host, database or parameters"
+    return (
+        f"its url cannot be parsed: a % {where} is not followed by the two hexadecimal digits of a character; "
+        "write a % itself as %25, and @ : / ? # in user or password as %40 %3A %2F %3F %23"
+    )
 
 
 def _without_secrets(message: str, given: Mapping[str, object]) -> str:

@@ -549,6 +549,25 @@ async def test_an_unreachable_shard_never_shows_its_password(url: str, caplog: p
         assert secret not in told
 
 
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("postgresql://shop:s3cr%zzet@127.0.0.1:1/shop", "in user or password"),
+        ("postgresql://shop:s3cret%@127.0.0.1:1/shop", "in user or password"),
+        ("postgresql://shop:s3cret%00@127.0.0.1:1/shop", "in user or password"),
+        ("postgresql://shop:s3cret@127.0.0.1:1/100%shop", "in host, database or parameters"),
+        ("postgresql://127.0.0.1:1/shop?password=s3cret%zz", "in host, database or parameters"),
+    ],
+)
+async def test_a_percent_sign_that_encodes_nothing_is_told_with_its_spelling(url: str, where: str) -> None:
+    message = await refusal(ShardUnreachable, Shard.model_validate({"name": "eu9", "url": url}))
+
+    assert message == (
+        f"eu9: its url cannot be parsed: a % {where} is not followed by the two hexadecimal digits of a character; "
+        "write a % itself as %25, and @ : / ? # in user or password as %40 %3A %2F %3F %23"
+    )
+
+
 async def test_what_libpq_says_in_several_lines_is_folded_into_one() -> None:
     message = await refusal(ShardUnreachable, Shard.model_validate({"name": "eu1", "url": "postgresql://127.0.0.1:1/"}))
 
