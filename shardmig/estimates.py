@@ -99,12 +99,11 @@ async def forecasts(session: Session, pace: Pace, todo: Sequence[Todo], records:
     Raises:
         PreflightFailed: the shard would refuse these plans; nothing was tried.
     """
-    left = [place for item in todo for place in _moves_left(item, records)]
-    if not left:
+    if not todo:
         return ()
     await preflight(session, *(item.accepted for item in todo))
     found = []
-    for revision, number, move in left:
+    for revision, number, move in [place for item in todo for place in _moves_left(item, records)]:
         guess = await _guess(session, move, pace)
         step = records.steps.get((revision, number))
         found.append(Forecast(revision, number, move.table, _less(guess, step)))

@@ -190,6 +190,31 @@ async def test_what_the_shard_would_refuse_is_said_and_not_tried(shard: Shard, c
     assert [(False,)] == psql.execute("SELECT is_called FROM fired").fetchall()
 
 
+@pytest.mark.parametrize("until", [Until.STRUCTURE, Until.LIVE])
+async def test_what_the_shard_would_refuse_is_said_before_structure_too(
+    shard: Shard, connect: Connect, until: Until
+) -> None:
+    """Applying would refuse it then, and nothing would be moved that could be estimated."""
+    connect(shard).execute("CREATE TABLE w (id bigint PRIMARY KEY, letters text)")
+    adds = Statement(sql="ALTER TABLE w ADD COLUMN b text")
+    move = same_table(
+        table="w",
+        forward="UPDATE w SET b = upper(leters) WHERE {batch}",
+        check="SELECT id FROM w WHERE {batch} AND b IS DISTINCT FROM upper(leters)",
+        back=None,
+        back_check=None,
+        restores=(),
+    )
+    fleet = fleet_of([shard], plan_of(move).model_copy(update={"steps": (adds, *plan_of(move).steps)}))
+    [status] = await fleet.status(until=until, forecast=True)
+    [applied] = (await fleet.apply(until=until)).shards
+
+    said = "w has no column leters here, and no statement of these plans adds it; did you mean letters?"
+    assert status.refused.endswith(said)
+    assert applied.reason.endswith(said)
+    assert ("id", "letters") == tuple(column.name for column in connect(shard).execute("TABLE w").description or ())
+
+
 async def test_rows_that_stay_locked_are_said_and_the_rest_is_known(
     shard: Shard, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
