@@ -163,6 +163,7 @@ def _explain(admin: Any, sql: str) -> None:
         ({"orphans": "SELECT FROM order_address WHERE {batch} GROUP BY twn, order_address.tw"},
          [("tw", "order_address")]),
         ({"check": "SELECT lower(f.id)) FROM"}, []),
+        ({"check": "CREATE POLICY p ON orders USING ((SELECT x FROM order_address))"}, []),
         ({"check": "MERGE INTO orders USING order_address ON x = y WHEN MATCHED THEN UPDATE SET z = 1"}, []),
         ({"key": ("k" * 64,)}, []),
     ],

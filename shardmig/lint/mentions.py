@@ -128,13 +128,14 @@ class _Text:
         self.found: list[Mention] = []
 
     def read(self) -> list[Mention]:
-        """Return what the text names; nothing when it is not SQL."""
+        """Return what the text names; nothing when it is not SQL, or nothing that moves or compares rows."""
         try:
             statements = sqltree.parse(self.text.replace(BATCH, f"${BATCH_NUMBER}"))  # as long, so places stay true
         except sqltree.SqlError:
             return []
         self.commons = {node.get("ctename") for node in sqltree.walk(statements) if node.kind == "CommonTableExpr"}
-        self._visit(statements, ())
+        if all(statement.kind in _STATEMENTS for statement in statements):
+            self._visit(statements, ())
         return self.found
 
     def _visit(self, value: object, scope: _Scope) -> None:
