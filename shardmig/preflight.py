@@ -9,7 +9,7 @@ from shardmig.catalog import mode_of
 from shardmig.errors import PreflightFailed
 from shardmig.findings import find, mention_lz4
 from shardmig.keys import key_problems, unwalked
-from shardmig.lint.mentions import unknown
+from shardmig.lint.mentions import mentions, relaxed, unknown
 from shardmig.nearest import nearest
 from shardmig.plan import Move, Statement
 from shardmig.reactions import reaction_problems, reaction_warnings
@@ -167,16 +167,17 @@ def _moved_table_problems(table: Table, rows: Rows) -> Iterator[str]:
 
 
 async def _name_problems(session: Session, findings: Findings) -> list[str]:
-    """Say which tables and columns that moves name are neither here nor coming; asks more only where there are such."""
+    """Say which tables and columns that are named are neither here nor coming; asks more only where there are such."""
     home = session.shard.schema_name
     columns = findings.columns(home)
     moves = [move for accepted in findings.plans for _, move in accepted.plan.moves]
     named = [name for move in moves for name in (move.table, move.target or move.table)]
     tables = [name for name in named if name not in findings.tables and findings.coming(name) is None]
-    mentions = [mention for move in moves for mention in unknown(move, columns, home=home)]
-    if not tables and not mentions:
+    missing = [mention for move in moves for mention in unknown(mentions(move, home), columns)]
+    missing += [mention for accepted in findings.plans for mention in unknown(relaxed(accepted.plan, home), columns)]
+    if not tables and not missing:
         return []
-    dotted = [mention.column for mention in mentions if mention.dotted]
+    dotted = [mention.column for mention in missing if mention.dotted]
     of_rows, others = [
         answer.value for answer in await session.flight([Query(_FUNCTIONS, [dotted]), Query(_TABLES_HERE)])
     ]
@@ -188,7 +189,7 @@ async def _name_problems(session: Session, findings: Findings) -> list[str]:
         ),
         *(
             f"{mention} here, and no statement of these plans adds it{mention.meant(columns)}"
-            for mention in mentions
+            for mention in missing
             if not (mention.dotted and mention.column in of_rows)
         ),
     ]

@@ -125,12 +125,12 @@ def _named(connection: psycopg.Connection, sql: str) -> bool:
         for table in {table for mention in mentions(step, "") for table in mention.tables}:
             found = connection.execute(COLUMNS, [quote_name(table)]).fetchall()
             columns |= {table: {column for (column,) in found}} if found else {}
-        missing = [mention for mention in unknown(step, columns, home="") if mention.sql == sql]
+        missing = [mention for mention in unknown(mentions(step, ""), columns) if mention.sql == sql]
         lacking = [
             mention.column for mention in missing if not (mention.dotted and _of_row(connection, mention.column))
         ]
     try:
-        connection.execute(sql)  # type: ignore[arg-type]
+        connection.execute(sql)
     except psycopg.Error:
         return False
 

@@ -95,7 +95,7 @@ def move(**changes: Any) -> Move:
 
 
 def missing(**changes: Any) -> list[tuple[str, ...]]:
-    return [(mention.column, *mention.tables) for mention in unknown(move(**changes), COLUMNS, home="public")]
+    return [(mention.column, *mention.tables) for mention in unknown(mentions(move(**changes), "public"), COLUMNS)]
 
 
 @pytest.mark.parametrize("sql", FOUND_BY_THE_SERVER)
@@ -271,3 +271,20 @@ def test_what_people_added_by_hand_and_functions_of_the_row_are_named_in_the_con
     )
     assert 2 == len(found(cents("by_hand + orders.computed")))
     assert ["SM214"] == [said[:5] for said in found(cents("computed"), known_functions=("computed",))]
+
+
+@pytest.mark.parametrize("relax", ["orders.total", "orders.cents", "other.totl"])
+def test_a_column_to_relax_is_known_or_of_a_table_that_is_not(relax: str) -> None:
+    judged = plan("0002_cents", ADD, cents()).model_copy(update={"relax": (relax,)})
+
+    assert () == lint_plan(judged, [plan("0001_shop", ORDERS)])
+
+
+def test_a_misspelt_column_to_relax_is_found_long_before_done() -> None:
+    judged = plan("0002_cents", ADD, cents()).model_copy(update={"relax": ("orders.totl",)})
+    [found] = lint_plan(judged, [plan("0001_shop", ORDERS)])
+
+    assert str(found) == (
+        "SM214 relax lifts nothing, so DONE is refused: orders has no column totl, and no plan adds it; "
+        "did you mean total?"
+    )

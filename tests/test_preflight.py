@@ -397,6 +397,17 @@ async def test_a_column_comes_by_any_name_of_the_table_and_by_its_parent(shop: S
     assert await reasons(shop, plan)
 
 
+async def test_what_is_to_be_relaxed_must_be_there(shop: Shard) -> None:
+    plan = initials("left(full_name, 1)").plan
+    lifts, lifts_nothing = (
+        accept(plan.model_copy(update={"relax": (f"customer.{name}",)})) for name in ("full_name", "ful_name")
+    )
+
+    assert [] == await ask(shop, lifts)
+    [found] = await reasons(shop, lifts_nothing)
+    assert found.startswith("customer has no column ful_name here")
+
+
 async def test_of_a_table_that_is_not_there_the_one_is_told_that_is_meant(shop: Shard) -> None:
     [found] = await reasons(shop, addresses("orders", "ordrs"))
     assert found == (

@@ -1,5 +1,5 @@
 """
-The columns that a move's SQL names, each with the tables of which one must have it.
+The columns that a plan's moves and its `relax` name, each with the tables of which one must have it.
 
 A name counts only where there is no doubt what it means. Nothing is said of what may also come from a WITH query, a
 sub-select or a function in FROM, of system columns, of names that stand for whole rows, nor of MERGE.
@@ -20,11 +20,11 @@ from shardmig.plan import BATCH
 from shardmig.sqltree import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from shardmig.plan import Move
+    from shardmig.plan import Move, Plan
 
-__all__ = ["Mention", "mentions", "named", "unknown"]
+__all__ = ["Mention", "mentions", "named", "relaxed", "unknown"]
 
 _SYSTEM = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
 _OF_ROWS = functions.IMMUTABLE | functions.STABLE | functions.VOLATILE | functions.AGGREGATES | functions.WINDOWS
@@ -36,14 +36,14 @@ _LONGEST = 63  # bytes of a name that the server keeps
 @dataclass(frozen=True, slots=True)
 class Mention:
     """
-    A column that a move names.
+    A column that is named.
 
     Attributes:
         column: its name.
         tables: one of these has it, or the statement fails; as `relation_name` spells them.
         dotted: whether it is written behind its table: then it may be a function of the row (Composite Types, "Using
             Composite Types in Queries").
-        part: which text of the move names it first ("forward", "check", …); None where only its arguments do.
+        part: which text of a move names it ("forward", "check", …); None where it stands in no text.
         sql: that text.
         offset: 0-based character in it.
     """
@@ -66,17 +66,16 @@ class Mention:
         return nearest(self.column, {column for table in self.tables for column in columns[table]})
 
 
-def unknown(move: Move, columns: Mapping[str, Collection[str]], *, home: str) -> Iterator[Mention]:
+def unknown(named: Iterable[Mention], columns: Mapping[str, Collection[str]]) -> Iterator[Mention]:
     """
-    Yield the columns that a move names and that are surely not there, each once.
+    Yield the columns that are named and surely not there, each once.
 
     Args:
-        move: the move.
+        named: by a move, or in `relax`.
         columns: table → its columns, of those tables alone of which all columns are known.
-        home: the schema that an unqualified name means.
     """
     told: set[tuple[str, str]] = set()
-    for mention in mentions(move, home):
+    for mention in named:
         names = {(table, mention.column) for table in mention.tables}
         if all(column not in columns.get(table, {column}) for table, column in names) and not names & told:
             told |= names
@@ -87,6 +86,13 @@ def named(table: str, home: str) -> str:
     """Return the name of a table that a plan writes as "table" or "schema.table", as `relation_name` spells it."""
     schema, _, name = table.rpartition(".")
     return relation_name(schema, name, home=home)
+
+
+def relaxed(plan: Plan, home: str) -> Iterator[Mention]:
+    """Yield the columns that a plan's `relax` names."""
+    for written in plan.relax:
+        table, _, column = written.rpartition(".")
+        yield Mention(column, (named(table, home),))
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ from shardmig.config import Lint
 from shardmig.errors import LintFailed
 from shardmig.lint.added import Added, added, added_by, locked
 from shardmig.lint.judge import judge_text
-from shardmig.lint.mentions import unknown
+from shardmig.lint.mentions import mentions, relaxed, unknown
 from shardmig.lint.rules import moves as move_rules
 from shardmig.lint.rules.indexes import AmbiguousName, BlockingIndex, ConcurrentlyAlone, WideIndex
 from shardmig.lint.rules.script import UnusedAllow
@@ -21,8 +21,9 @@ from shardmig.lint.structure import structure
 from shardmig.plan import _SEAL, AcceptedPlan, Move, Plan, Statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    from shardmig.lint.mentions import Mention
     from shardmig.lint.violation import Violation
 
 __all__ = ["History", "accept", "lint_plan"]
@@ -134,6 +135,7 @@ class History:
                     yield replace(violation, step=number, line=step.line, part=part)
                 for violation in self._unknown_columns(step, self._known_to_moves(plan, so_far), so_far):
                     yield replace(violation, step=number, line=step.line)
+        yield from self._relaxed(plan, so_far)
 
     def _known_to_moves(self, plan: Plan, so_far: Added) -> New:
         known = Added()
@@ -145,23 +147,26 @@ class History:
 
     def _unknown_columns(self, move: Move, new: New, so_far: Added) -> Iterator[Violation]:
         """Refuse columns that no plan gives to tables that plans have made; of others nobody knows which they have."""
-        held = self._columns(so_far)
-        for name in self.settings.known_columns:
-            table, _, column = name.rpartition(".")
-            held.setdefault(table, set()).add(column)
-        columns = {table: held[table] for table in self.total.whole | so_far.whole}
+        columns = self._whole(so_far)
         functions = {name.rpartition(".")[2] for name in self.settings.known_functions}
-        for mention in unknown(move, columns, home=self.home):
+        for mention in unknown(mentions(move, self.home), columns):
             written = move.target is None and mention.column in move.writes  # old columns: SM201 says that they are
             if (mention.dotted and mention.column in functions) or (written and mention.tables[0] not in new.tables):
                 continue
             violation = move_rules.UnknownColumn.violation(
-                f"the move fails on the first shard: {mention}, and no plan adds it"
-                + (mention.meant(columns) or "; correct it, or name it in known_columns if every shard has it"),
+                f"the move fails on the first shard: {mention}, and no plan adds it{_meant(mention, columns)}",
                 sql=mention.sql,
                 offset=mention.offset,
             )
             yield replace(violation, part=mention.part)
+
+    def _relaxed(self, plan: Plan, so_far: Added) -> Iterator[Violation]:
+        """Refuse to relax what is not there: DONE, which may be months away, would find it mandatory."""
+        columns = self._whole(so_far)
+        for mention in unknown(relaxed(plan, self.home), columns):
+            yield move_rules.UnknownColumn.violation(
+                f"relax lifts nothing, so DONE is refused: {mention}, and no plan adds it{_meant(mention, columns)}"
+            )
 
     def _statement(self, step: Statement, so_far: Added) -> list[Violation]:
         scope = Scope(new=so_far.new(types=self.total.types), settings=self.settings)
@@ -256,6 +261,14 @@ class History:
             yield from known.tables.items()
             yield from known.columns.items()
 
+    def _whole(self, so_far: Added) -> dict[str, set[str]]:
+        """Return the columns of the tables of which all are known."""
+        held = self._columns(so_far)
+        for name in self.settings.known_columns:
+            table, _, column = name.rpartition(".")
+            held.setdefault(table, set()).add(column)
+        return {table: held[table] for table in self.total.whole | so_far.whole}
+
     def _columns(self, so_far: Added) -> dict[str, set[str]]:
         held: dict[str, set[str]] = {}
         for table, columns in self._tables(so_far):
@@ -283,6 +296,10 @@ class History:
                     indexes[number] = statement.get("idxname")
             so_far.include(added_by(step.sql, self.home, so_far))
         return AcceptedPlan(plan, locks, further=further, creates=creates, indexes=indexes, seal=_SEAL)
+
+
+def _meant(mention: Mention, columns: Mapping[str, Collection[str]]) -> str:
+    return mention.meant(columns) or "; correct it, or name it in known_columns if every shard has it"
 
 
 def _parsed(sql: str) -> list[sqltree.Node]:

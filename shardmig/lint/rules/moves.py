@@ -206,10 +206,10 @@ class MoveWrites(Rule):
 
 class UnknownColumn(Rule):
     """
-    Refuses a move that names a column which its table does not have, where plans have made the table.
+    Refuses a move, and a `relax`, that names a column which its table does not have, where plans have made the table.
 
-    Why: the server refuses it on the canary, when structure is in place and writers write both; on an empty shard not
-    even the dry run computes it.
+    Why: the server refuses the move on the canary, when structure is in place and writers write both; what `relax`
+    misspells is still NOT NULL when the flag is to go DONE.
     Example: `forward={"total_cents": "totl * 100"}` where the column is called `total`.
     Use instead: the column's name. One that people added by hand, on every shard, is named under `[lint]`, as in
     `known_columns = ["orders.total_cents"]`; a function of the row, written `t.f`, in `known_functions`.
