@@ -137,7 +137,15 @@ class MoveRun:
         """Start the servo."""
         self._servo, self._samples = Servo(self.pace), Samples(time.monotonic())
         self._patience = Patience(
-            self.turn, self._where, self.move.table, self._claim, self._note, self._split, self.stop, self.listener
+            self.turn,
+            self._where,
+            self.move.table,
+            self._claim,
+            self._stands,
+            self._note,
+            self._split,
+            self.stop,
+            self.listener,
         )
         self._rest = Rest(self.turn, self.revision, self.number, self.move, self.pace, self._patience, self.host)
 
@@ -185,6 +193,11 @@ class MoveRun:
     @property
     def _position(self) -> Position:
         return self._row.cursor, self._row.lap
+
+    def _stands(self) -> object:
+        """Say how far the move is recorded to be: no more of it is kept when the connection breaks."""
+        row: StepRow | None = getattr(self, "_row", None)  # none before it was claimed
+        return None if row is None else (row.bounded_at, row.cursor, row.lap, row.check_cursor)
 
     @property
     def _sql(self) -> str:

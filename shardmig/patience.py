@@ -3,7 +3,7 @@ What passes while rows move, and what does not.
 
 Locks, deadlocks, timeouts and lost connections pass: they are waited out, and no progress is discarded, because the
 step row, read anew after every failure, is the only thing that says how far a move is. Everything else is a failure
-with the server's own words.
+with the server's own words, and so is work under which one connection after the other breaks.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from shardmig.errors import (
     StepFailed,
 )
 from shardmig.events import Waiting
+from shardmig.pgerrors import first_line
 from shardmig.session import is_connection_lost, is_transient, pointer
 from shardmig.witness import Witness
 
@@ -42,6 +43,8 @@ __all__ = ["Interrupted", "Patience", "refusal"]
 T = TypeVar("T")
 
 _LOST_S = 60.0  # how long a lost server may stay away
+_BREAKS = 6  # times that the connection may break, with the server there again and without progress in between
+_BROKEN_S = 0.5  # wait after the second of them, then four times as long each time: three quarters of a minute in all
 _PAUSE_S = (0.02, 0.5)  # first and longest pause between two tries
 _TELL_S = 1.0  # between two events with the same reason
 _WATCH_S = 0.5  # after which somebody else looks who holds the rows
@@ -61,6 +64,7 @@ class Patience:
         where: revision and step, for messages.
         table: whose rows are worked on, for messages.
         claim: reads the step row anew; called after each failure before the work is tried again.
+        stands: how far the step is, by its row as last read or written.
         note: writes into the step row why nothing moves, for whoever looks at the shard; None takes it out.
         split: told that the work met a lock or a timeout; returns whether a smaller piece can be tried.
         stop: set by Ctrl-C.
@@ -71,11 +75,14 @@ class Patience:
     where: str
     table: str
     claim: Callable[[], Awaitable[None]]
+    stands: Callable[[], object]
     note: Callable[[str | None], Awaitable[None]]
     split: Callable[[], bool]
     stop: asyncio.Event
     listener: Listener | None
     _said: tuple[str, float] = ("", 0.0)
+    _breaks: int = 0  # without progress in between
+    _stood: object = None  # at the last one of them
 
     async def do(self, work: Callable[[], Awaitable[T]]) -> T:
         """
@@ -84,7 +91,8 @@ class Patience:
         Raises:
             Interrupted: a stop was asked for while waiting.
             LockNotObtained: rows stayed locked for `lock_wait_s`.
-            StepFailed: the server refuses the SQL, or the smallest piece of work is still too slow.
+            StepFailed: the server refuses the SQL, the smallest piece of work is still too slow, or it breaks the
+                connection again and again.
             ShardUnreachable: the server stayed away.
         """
         witness = Witness()
@@ -104,7 +112,7 @@ class Patience:
                 done = await (witness.watch(self.turn.session, work) if watched else work())
             except (InDoubt, pg.Error) as error:
                 if isinstance(error, InDoubt) or is_connection_lost(error):
-                    await self._come_back()
+                    await self._break(error)
                 else:
                     failed = self.turn.session.failed
                     await self.turn.session.roll_back()
@@ -166,6 +174,30 @@ class Patience:
             self.say("a deadlock or a serialization failure ended a batch")
             return True
         return False
+
+    async def _break(self, error: Exception) -> None:
+        """
+        Come back after the connection broke; with the same work under way again and again, later, and not for ever.
+
+        What breaks it may be a row that crashes the server, under which everybody there suffers. A server that is away
+        is no such thing, however long: only what breaks behind a new connection counts, until there is progress.
+        """
+        stands = self.stands()
+        self._breaks = self._breaks + 1 if stands == self._stood else 1
+        self._stood = stands
+        if 1 < self._breaks < _BREAKS:
+            self.say(f"the connection broke {self._breaks} times without progress")
+            await self.rest(_BROKEN_S * 4 ** (self._breaks - 2))
+        await self._come_back()
+        if self._breaks >= _BREAKS:
+            last = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error).partition(";")[0]
+            raise StepFailed(
+                f"the connection broke {self._breaks} times without progress in between, though the server was there "
+                f"again each time ({last}). The server's log says whether a row or a function crashes it, or who ends "
+                "its processes; else something on the way to it cuts connections",
+                shard=self.turn.shard,
+                step=self.where,
+            ) from error
 
     async def _come_back(self) -> None:
         """Reconnect; what is in doubt is decided by the step row, which the next claim reads."""

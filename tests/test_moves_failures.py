@@ -9,8 +9,9 @@ import psycopg
 import pytest
 from fleets import fleet_of
 from moving import FLAG, blocked, customers, moving, notes, plan_of, same_table, second_table
+from servers import FaultProxy
 
-from shardmig import checks, local, moves, rehearsal
+from shardmig import checks, laps, local, moves, patience, rehearsal
 from shardmig.config import Pace, Shard
 from shardmig.errors import StepFailed
 from shardmig.events import BatchDone, BatchFailed, Waiting
@@ -284,6 +285,96 @@ async def test_a_server_that_is_restarted_costs_a_batch_at_most() -> None:
 
             assert await run
             assert [(2000, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rows that break the connection
+
+
+ENDS = "pg_terminate_backend(pg_backend_pid())"  # as a crash, for whom the server process serves
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait long for a connection that broke again."""
+    monkeypatch.setattr(patience, "_BROKEN_S", 0.002)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_batch_that_breaks_its_connection_again_and_again_ends_the_move_and_is_named(
+    shard: Shard, connect: Connect
+) -> None:
+    """A sequence counts the tries, which no rollback takes back."""
+    async with moving(shard, same_table(), T, customers(100), "CREATE SEQUENCE tried") as here:
+        deadly = f"UPDATE t SET b = upper(a) WHERE {{batch}} AND (id <> 55 OR nextval('tried') > 0 AND {ENDS})"
+        async with asyncio.timeout(30):
+            said, event = await refused(here, move=same_table(forward=deadly))
+
+        assert (["40"], ["80"], 40, None) == (event.after, event.upto, event.rows, event.culprit)
+        assert said.startswith("eu1, 0002_x step 2: the connection broke 6 times without progress in between")
+        assert "terminating connection due to administrator command). The server's log says" in said
+        assert "rolled back while moving t, 40 rows, keys after (40) up to (80); Correct the cause" in said
+        assert [(6,)] == connect(shard).execute("SELECT last_value FROM tried").fetchall()
+        assert [(40,)] == await here.rows("SELECT count(b) FROM t")
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_range_that_breaks_its_connection_while_it_is_compared_ends_the_move_too(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranges before it succeed each time, but none of them is recorded by then."""
+    monkeypatch.setattr(checks, "RANGE_ROWS", 20)
+    monkeypatch.setattr(checks, "_SAMPLED", 0)
+    check = f"SELECT id FROM t WHERE {{batch}} AND (b IS DISTINCT FROM upper(a) OR id = 77 AND {ENDS})"
+    async with moving(shard, same_table(check=check), T, customers(100)) as here:
+        async with asyncio.timeout(30):
+            said, event = await refused(here)
+
+        assert "the connection broke 6 times" in said
+        assert "rolled back while comparing t" in said
+        assert event.after is not None
+        assert int(event.after[0]) < 77
+        assert (100, None) == ((await here.step()).rows, (await here.step()).checked_at)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("in_laps", [False, True])
+async def test_connections_may_break_as_often_as_they_will_while_there_is_progress(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch, *, in_laps: bool
+) -> None:
+    """Twice in each of ten batches, and in each of ten ranges that are compared."""
+    monkeypatch.setattr(checks, "RANGE_ROWS", 10)
+    monkeypatch.setattr(checks, "_SAMPLED", 0)
+    monkeypatch.setattr(moves, "_RECORD_S", 0.0)
+    if in_laps:
+        monkeypatch.setattr(laps, "FEW_ROWS", 10)
+    some = f"(SELECT nextval('tried') % 3 = 0 OR {ENDS})"  # once a statement
+    deadly = same_table(
+        forward=f"UPDATE t SET b = upper(a), n = coalesce(n, 0) + 1 WHERE {{batch}} AND {some}",
+        check=f"SELECT id FROM t WHERE {{batch}} AND {some} AND b IS DISTINCT FROM upper(a)",
+    )
+    prepared = ("CREATE SEQUENCE tried", "CREATE INDEX ON t (a)", "ANALYZE t")
+    async with moving(shard, deadly, T, customers(100), *(prepared if in_laps else prepared[:1])) as here:
+        heard, listen = notes()
+        assert await here.run(pace=SMALL, listener=listen).run()
+
+        assert [(100, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
+        assert in_laps == ((await here.step()).batches > 10)
+        assert "the connection broke 2 times without progress" in reasons(heard)
+        assert "the connection broke 3 times without progress" not in reasons(heard)
+
+
+async def test_commits_that_nobody_answers_are_progress(shard: Shard, servers: list[local.Server]) -> None:
+    """Each of them is in doubt, and has happened: nothing is waited for, and nothing ends."""
+    with FaultProxy(servers[0]) as proxy:
+        async with moving(proxy.way_to(shard), same_table(), T, customers(100)) as here:
+            cuts = [proxy.cut_after() for _ in range(patience._BREAKS + 2)]
+            heard, listen = notes()
+            assert await here.run(pace=SMALL, listener=listen).run()
+
+            assert all(cut.struck.is_set() for cut in cuts)
+            assert [(100, 1, 1)] == await here.rows("SELECT count(*), min(n), max(n) FROM t")
+            assert {"the connection was lost"} == set(reasons(heard))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from mover import MOVES, PACE, STRETCH_ROWS
 from moving import customers, moving
 from servers import FaultProxy
 
-from shardmig import laps, local
+from shardmig import laps, local, patience
 from shardmig.config import Shard
 from shardmig.events import BatchDone
 
@@ -137,8 +137,11 @@ async def test_a_runner_killed_at_any_moment(
 @BOTH
 @QUICK_AND_LONG
 async def test_a_server_process_terminated_at_any_moment(
-    shard: Shard, connect: Connect, kind: str, kills: dict[str, int]
+    shard: Shard, connect: Connect, kind: str, kills: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Far more often than a runner would bear with one batch: that has a test of its own."""
+    monkeypatch.setattr(patience, "_BREAKS", 1000)
+    monkeypatch.setattr(patience, "_BROKEN_S", 0.0)
     async with begun(shard, kind) as here:
         look = connect(shard)
         end = (
