@@ -99,7 +99,7 @@ async def read_status(
     if todo:
         reasons.append(f"left: {_named([item.plan.revision for item in todo])}")
     if records is not None:
-        reasons += await _at_work(session, records, left=bool(todo) or records.maintenance > 0)
+        reasons += await _at_work(session, records, held, left=bool(todo) or records.maintenance > 0)
         reasons += _recorded(records)
     if records is not None and records.maintenance:
         outcome = Outcome.MAINTENANCE
@@ -133,12 +133,12 @@ def _named(revisions: Sequence[str]) -> str:
     return ", ".join(revisions)
 
 
-async def _at_work(session: Session, records: Records, *, left: bool) -> list[str]:
+async def _at_work(session: Session, records: Records, held: Sequence[Held], *, left: bool) -> list[str]:
     """Say who works there, or left something undone, and who is in the way."""
     if records.holder is None:
         return []
     if not records.at_work:
-        goes_on = _goes_on(records) or ("apply again" if left else None)
+        goes_on = _goes_on(records, held) or ("apply again" if left else None)
         seen = f" (last seen {records.seen_at:%Y-%m-%d %H:%M:%S %Z})" if records.seen_at else ""
         return [f"nobody is at work; left by {records.holder}, who is gone{seen}: {goes_on}"] if goes_on else []
     in_the_way = await still_open(session)
@@ -148,12 +148,15 @@ async def _at_work(session: Session, records: Records, *, left: bool) -> list[st
     ]
 
 
-def _goes_on(records: Records) -> str | None:
-    """Say what goes on where a runner left a move back; None elsewhere: `apply` knows the way forward alone."""
-    for step in records.steps.values():
+def _goes_on(records: Records, held: Sequence[Held]) -> str | None:
+    """Say what goes on where a switch was left in the midst of a move; None elsewhere: the rest is `apply`'s."""
+    people = {one.flag for one in held if one.switched_back}
+    for step in filter(is_under_way, records.steps.values()):
         flag = records.migrations[step.revision].flag
-        if step.direction == "back" and is_under_way(step) and records.state(flag) is State.LIVE:
+        if step.direction == "back" and records.state(flag) is State.LIVE:
             return f"`shardmig switch {flag} {State.DUAL.name} --shard {records.shard}` goes on back"
+        if step.direction == "forward" and flag in people:
+            return f"`shardmig switch {flag} {State.LIVE.name} --shard {records.shard}` goes on"
     return None
 
 

@@ -684,7 +684,7 @@ async def test_history_says_who_began_a_plan_and_who_finished_it(six: list[Shard
     assert [*[("begin", "eve")] * 2, *[("finish", holder_name())] * 2] == said
 
 
-async def test_where_a_runner_left_a_move_back_its_switch_is_what_goes_on(six: list[Shard]) -> None:
+async def test_where_a_switch_was_left_in_the_midst_of_a_move_it_is_what_goes_on(six: list[Shard]) -> None:
     fleet = fleet_of(six[:1], SHOP, UPPER)
     await fleet.apply()
     run(
@@ -696,6 +696,16 @@ async def test_where_a_runner_left_a_move_back_its_switch_is_what_goes_on(six: l
 
     goes_on = f": `shardmig switch upper DUAL --shard {six[0].name}` goes on back"
     assert left.reason.endswith(f"{goes_on}; 0002_upper step 3 back: 0 rows moved, 0 compared")
+
+    await fleet.switch("upper", State.DUAL)
+    run(six[0], "UPDATE shardmig.step SET direction = 'forward', bounded_at = now() WHERE kind = 'move'")
+    async with open_session(six[0], fleet.config.session, pg_versions=(14, 18)) as session:
+        await Turn.take(session)
+    [left] = await fleet.status()
+
+    goes_on = f": `shardmig switch upper LIVE --shard {six[0].name}` goes on"
+    assert left.reason.startswith("upper is held at DUAL; nobody is at work; left by ")
+    assert left.reason.endswith(f"{goes_on}; 0002_upper step 3: 0 rows moved, 0 compared")
 
 
 async def test_a_ledger_that_somebody_locks_parks_the_shard_and_names_who(six: list[Shard]) -> None:
