@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from shardmig.errors import (
     DrainTimeout,
+    Fenced,
     InDoubt,
     LockNotObtained,
     Overloaded,
@@ -30,7 +31,7 @@ class Outcome(Enum):
 
     DONE = "done"  # everything asked for is so
     PENDING = "pending"  # something is left: a flag held back by people, or a run that was not meant to do all
-    PARKED = "parked"  # blocked by somebody who was named; nothing is wrong
+    PARKED = "parked"  # blocked by somebody who was named, or taken over by another runner; nothing is wrong
     FAILED = "failed"
     UNREACHABLE = "unreachable"
     IN_DOUBT = "in doubt"  # the connection broke during COMMIT and did not come back
@@ -48,6 +49,7 @@ _OUTCOMES: tuple[tuple[type[ShardmigError], Outcome], ...] = (
     (LockNotObtained, Outcome.PARKED),
     (DrainTimeout, Outcome.PARKED),
     (ShardBusy, Outcome.PARKED),
+    (Fenced, Outcome.PARKED),
     (Overloaded, Outcome.PARKED),
     (SwitchedMeanwhile, Outcome.PARKED),
 )

@@ -14,7 +14,7 @@ from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of, many, plan, run
 from servers import FaultProxy
 
 from shardmig.cli.results import _log_body, _status_body
-from shardmig.events import FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting, Warned
+from shardmig.events import BatchDone, FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting, Warned
 from shardmig.fleet import Fleet
 from shardmig.outcomes import Outcome, ShardReport
 from shardmig.plan import Move, Statement, Switch
@@ -206,6 +206,29 @@ async def test_a_run_killed_while_the_canary_bakes_leaves_it_on_trial(six: list[
 
     assert FAILED is failed.outcome
     assert State.DUAL == flags(six[0])["upper"]
+
+
+async def test_whoever_lost_the_canary_to_another_runner_does_not_take_it_back(six: list[Shard]) -> None:
+    """Nothing is wrong there: the other one has brought it LIVE, and lets it bake."""
+    await outcomes(fleet_of(six, SHOP))
+    run(six[0], "INSERT INTO customer SELECT g, 'ada' FROM generate_series(1, 100) g")
+    slow = {"batch_rows": 5, "batch_rows_min": 5, "batch_rows_max": 5, "max_rows_per_s": 50}
+    first, second = fleet_of(six, SHOP, UPPER, pace=slow), fleet_of(six, SHOP, UPPER, rollout={"bake_s": 600})
+    moves, bakes, second.take_over = asyncio.Event(), asyncio.Event(), True
+    first.listener = lambda event: moves.set() if isinstance(event, BatchDone) else None
+    second.listener = lambda event: bakes.set() if isinstance(event, Waiting) and "bakes" in event.reason else None
+    async with asyncio.timeout(30):
+        losing = asyncio.create_task(first.apply())
+        await moves.wait()
+        winning = asyncio.create_task(second.apply())
+        await bakes.wait()
+        lost, *others = await losing
+        second.stop.set()
+        await winning
+
+    assert (PARKED, {PENDING}) == (lost.outcome, {one.outcome for one in others})
+    assert "Another runner took this shard over" in lost.reason
+    assert State.LIVE == flags(six[0])["upper"]
 
 
 async def test_a_stop_ends_the_bake_time_and_begins_nothing(six: list[Shard]) -> None:
