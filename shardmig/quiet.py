@@ -98,7 +98,8 @@ def read(todo: Sequence[Todo], config: Config, host: Host | None, ready: Ready) 
         name not in found or not _is_ordinary(found[name]) or found[name].oid in held for name in locked
     ):
         return None
-    rests = bool(moves) and not _is_calm(config.pace, host) and _rests(config.pace, host, load_of(ready.answers[-1]))
+    of_load = list(answers)  # none where the server was calm when it was asked; that may be over by now
+    rests = bool(of_load) and _rests(config.pace, host, load_of(of_load[-1]))
     small = {name for name in pages if _is_small(found.get(name), pages[name], config.pace.batch_rows)}
     handfuls = frozenset(
         item.plan.revision

@@ -8,6 +8,7 @@ What makes it so is taken away in some cases, one thing each: then a row is lost
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from contextlib import nullcontext
@@ -567,6 +568,26 @@ async def test_a_server_is_looked_at_once_a_second_for_all_its_shards(
 
     assert [[(1,)]] * 4 == attempts, "all in their flights"
     assert 1 == len(looks)
+
+
+async def test_a_look_may_get_too_old_between_question_and_answer(
+    two: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was calm when the load was not asked for; when answers are read that time is over."""
+    read = quiet.read
+
+    def late(todo: Any, config: Any, host: Any, ready: Any) -> Any:
+        host.calm_until_s = 0.0
+        return read(todo, config, host, ready)
+
+    monkeypatch.setattr(quiet, "read", late)
+    fleet = fleet_of(two, SHOP, upper())
+    for shard in two:
+        fleet._hosts.of(shard).calm_until_s = math.inf
+    report = await fleet.apply()
+
+    assert report.done, report
+    assert [(1,)] == run(two[1], "SELECT attempts FROM shardmig.step WHERE kind = 'move'"), "in its flight"
 
 
 # --------------------------------------------------------------------------------------------------------------------
