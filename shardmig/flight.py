@@ -71,20 +71,24 @@ async def fly(
     connection: AsyncConnection[Any],
     queries: Sequence[Query],
     *,
-    done: list[Result],
+    done: list[Query],
     named: bool = False,
     repeats: bool = False,
-) -> None:
+) -> list[Result]:
     """
     Send statements in one message and wait for all answers.
 
     Args:
         connection: in autocommit mode; nobody else uses it meanwhile.
         queries: the statements; the extended protocol refuses a second one hidden in a text.
-        done: where answers are put, one a statement; after an error, as many as came before the refused statement.
+        done: where the statements are put that the server has executed; after an error, those before the refused one.
         named: whether the names of the columns are wanted.
         repeats: whether the server reads a text that comes several times with parameters only once. It keeps that
             until the connection ends, and plans by its `plan_cache_mode`.
+
+    Returns:
+        An answer for each statement. What came before an error is not read: rolled back with it are, maybe, the
+        settings that say how to read a time.
 
     Raises:
         psycopg.Error: the first one; the statements behind it were not executed.
@@ -95,6 +99,7 @@ async def fly(
     messages = _read_once(messages) if repeats else messages
     are_results = [part for message in messages for part in ((False, True) if message.begins else (True,))]
     answers: list[PGresult] = []
+    fine: list[PGresult] = []
     async with connection.lock:
         pgconn.enter_pipeline_mode()
         try:
@@ -104,16 +109,15 @@ async def fly(
             raise
         finally:
             _leave(pgconn)
-            done += [
-                _result(answer, transformer, named=named)
-                for answer, is_result in zip(answers, are_results, strict=False)
-                if is_result and answer.status in _FINE
-            ]
+            of_statements = zip(answers, are_results, strict=False)
+            fine += [answer for answer, is_result in of_statements if is_result and answer.status in _FINE]
+            done += queries[: len(fine)]
     for answer in answers:
         if answer.status not in _FINE:
             raise errors.error_from_result(answer, connection.info.encoding)
     if len(answers) < len(are_results):
         raise errors.OperationalError("the server closed the connection")
+    return [_result(answer, transformer, named=named) for answer in fine]
 
 
 _FINE = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY})

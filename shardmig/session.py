@@ -396,14 +396,13 @@ class Session:
             self._refuse_hidden_text(query)
         self._answered = ((), [])
         self.failed = None
-        done: list[Result] = []
+        done: list[Query] = []
         try:
             async with self._in_time(limited=limited):
-                await fly(self.connection, queries, done=done, named=named, repeats=repeats)
+                return await fly(self.connection, queries, done=done, named=named, repeats=repeats)
         except (psycopg.Error, ShardUnreachable):
             self.failed = queries[min(len(done), len(queries) - 1)]
             raise
-        return done
 
     def _in_time(self, *, limited: bool = True) -> AbstractAsyncContextManager[None]:
         return in_time(self.shard, self.settings, self.backend_pid, limit_s=self._limit_s, limited=limited)

@@ -253,6 +253,17 @@ async def test_a_checkout_that_is_older_than_the_shard_says_so(fleet: Callable[.
     assert (Outcome.DONE, ahead) == (status.outcome, status.reason)
 
 
+@pytest.mark.parametrize("style", ["German", "SQL, DMY", "Postgres, MDY"])
+async def test_a_database_may_write_its_times_as_it_likes(
+    fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard, style: str
+) -> None:
+    """Where no ledger is, what is asked along is refused, and the session's own style rolled back with it."""
+    psql = connect(shard)
+    psql.execute(f"ALTER DATABASE {psql.info.dbname} SET DateStyle = '{style}'")
+
+    await applied(fleet(SHOP, SPLIT))
+
+
 async def test_structure_of_a_later_revision_does_not_wait_for_a_move(
     fleet: Callable[..., Fleet], connect: Callable[..., psycopg.Connection[Any]], shard: Shard
 ) -> None:
