@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import signal
+import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["pass_assertions", "pass_command"]
 
 _SHOWN = 400  # characters of a command's output that a message repeats: its end, where the reason is
+_READ = 4 * _SHOWN + 4096  # bytes that hold them, and what else may stand behind them, as blank lines
 
 
 async def pass_assertions(session: Session, assertions: Sequence[str]) -> None:
@@ -58,32 +60,24 @@ async def pass_command(shard: str, rollout: Rollout, *, directory: Path, stop: a
     assert rollout.gate is not None  # noqa: S101 - asked only where one is configured
     words = [word.replace("{shard}", shard) for word in shlex.split(rollout.gate)]
     shown = shlex.join(words)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            cwd=directory,
-            env={**os.environ, "SHARDMIG_SHARD": shard},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is ours to pass on, and nothing it started outlives it
-        )
-    except OSError as error:
-        raise GateFailed(f"the gate {shown} cannot be started: {error.strerror}", shard=shard) from error
-    talking = asyncio.create_task(process.communicate())
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({talking, stopping}, timeout=rollout.gate_timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        in_time = talking.done()
-    finally:
-        stopping.cancel()
-        if not talking.done():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        output, _ = await talking
-    if not in_time and stop.is_set():
-        return False
-    words_said = output.decode(errors="replace").strip()[-_SHOWN:]
+    with tempfile.TemporaryFile() as said:  # a pipe would end with the last process that the command leaves behind
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *words,
+                cwd=directory,
+                env={**os.environ, "SHARDMIG_SHARD": shard},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=said,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to pass on, and what is ended is ended with all it started
+            )
+        except OSError as error:
+            raise GateFailed(f"the gate {shown} cannot be started: {error.strerror}", shard=shard) from error
+        in_time = await _ends_in_time(process, rollout.gate_timeout_s, stop)
+        if not in_time and stop.is_set():
+            return False
+        said.seek(max(said.seek(0, os.SEEK_END) - _READ, 0))
+        words_said = said.read().decode(errors="replace").strip()[-_SHOWN:]
     if not in_time:
         raise GateFailed(
             f"the gate {shown} took longer than {rollout.gate_timeout_s:g} s; it said: {words_said}", shard=shard
@@ -91,6 +85,20 @@ async def pass_command(shard: str, rollout: Rollout, *, directory: Path, stop: a
     if process.returncode:
         raise GateFailed(f"the gate {shown} exited {process.returncode}: {words_said}", shard=shard)
     return True
+
+
+async def _ends_in_time(process: asyncio.subprocess.Process, limit_s: float, stop: asyncio.Event) -> bool:
+    """Wait for a command; end it, and what it started, when it takes too long or a stop is asked for."""
+    ending, stopping = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({ending, stopping}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        return ending.done()
+    finally:
+        stopping.cancel()
+        if not ending.done():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        await ending
 
 
 def _shown(rows: Sequence[tuple[object, ...]]) -> str:

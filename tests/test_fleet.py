@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
+import signal
 import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -289,6 +291,17 @@ async def test_a_command_that_does_not_exit_zero_fails_the_canary(six: list[Shar
     assert [FAILED, *[PENDING] * 5] == [one.outcome for one in report]
     assert says in report.shards[0].reason
     assert State.OLD == flags(six[0])["shop"]
+
+
+async def test_a_command_is_over_when_it_exits_whatever_it_leaves_behind(six: list[Shard], tmp_path: Path) -> None:
+    script = tmp_path / "smoke.sh"
+    script.write_text(f"sleep 100 & echo $! > {tmp_path}/left\n")
+    try:
+        report = await fleet_of(six, SHOP, rollout={"gate": f"sh {script}", "gate_timeout_s": 5}).apply()
+    finally:
+        os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+
+    assert report.done, report.shards[0].reason
 
 
 async def test_no_session_waits_for_the_gate_so_none_can_be_cut_meanwhile(six: list[Shard], tmp_path: Path) -> None:
