@@ -333,6 +333,7 @@ class Fleet:
         asked = [*self._questions(shard), *still_asked(ask, self._hosts.of(shard))]
         try:
             async with self._session(shard, config, purpose="run", ask=asked) as session:
+                session.tell = lambda reason: last(Waiting(shard.name, reason))
                 run = Run(session, config, self.plans, last, self.stop, self.reason)
                 run.mismatches, run.rechecks, run.host = self.mismatches, self.rechecks, self._hosts.of(shard)
                 report = await work(run)

@@ -18,7 +18,7 @@ from shardmig.errors import ShardError, ShardUnreachable
 from shardmig.handshake import connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from shardmig.config import SessionSettings, Shard
 
@@ -31,7 +31,13 @@ _LONGEST_S = 10.0  # the server's limit of a statement is never said to be short
 
 @asynccontextmanager
 async def in_time(
-    shard: Shard, settings: SessionSettings, pid: int, *, limit_s: float | None, limited: bool
+    shard: Shard,
+    settings: SessionSettings,
+    pid: int,
+    *,
+    limit_s: float | None,
+    limited: bool,
+    tell: Callable[[str], None] | None = None,
 ) -> AsyncIterator[None]:
     """
     Wait for an answer as long as our own clock, or whoever looks after it, allows.
@@ -42,6 +48,7 @@ async def in_time(
         pid: the server process that is to answer.
         limit_s: by our own clock; None: while the server works on it.
         limited: whether the server ends a statement that takes too long.
+        tell: told what the server process waits for that no limit ends.
 
     Raises:
         ShardUnreachable: the limit is over.
@@ -52,7 +59,7 @@ async def in_time(
     try:
         async with asyncio.timeout(limit_s) as limit:
             if limit_s is None:
-                pulse = _Pulse(shard, settings, pid, limited=limited, limit=limit)
+                pulse = _Pulse(shard, settings, pid, limited=limited, limit=limit, tell=tell)
             yield
     except TimeoutError:
         if pulse is not None:
@@ -76,17 +83,26 @@ class _Pulse:
         pid: the server process that works on the flight.
         limited: whether the server ends a statement that takes too long.
         limit: of the wait for the flight; it is over at once when nobody works on it any more.
+        tell: told what it waits for.
 
     Attributes:
         lost: why nothing more is to be waited for; empty while something is.
     """
 
-    __slots__ = ("_limit", "_limited", "_pid", "_settings", "_shard", "_task", "_timer", "lost")
+    __slots__ = ("_limit", "_limited", "_pid", "_settings", "_shard", "_task", "_tell", "_timer", "lost")
 
     def __init__(
-        self, shard: Shard, settings: SessionSettings, pid: int, *, limited: bool, limit: asyncio.Timeout
+        self,
+        shard: Shard,
+        settings: SessionSettings,
+        pid: int,
+        *,
+        limited: bool,
+        limit: asyncio.Timeout,
+        tell: Callable[[str], None] | None,
     ) -> None:
         self.lost = ""
+        self._tell = tell
         self._shard, self._settings, self._pid = shard, settings, pid
         self._limited, self._limit = limited and settings.statement_timeout_s > 0, limit
         self._task: asyncio.Task[None] | None = None
@@ -136,7 +152,9 @@ class _Pulse:
                 await connection.close()
         if found is None:
             return f"has no server process {self._pid} any more"
-        idle, late = found
+        idle, late, for_standby = found
+        if for_standby and self._tell is not None:
+            self._tell("its COMMIT waits for a synchronous standby")
         if idle:
             return f"has done what was sent, or never got it: server process {self._pid} waits for us"
         return f"does not end a statement whose time is over: server process {self._pid} hangs" if late else ""
@@ -147,6 +165,7 @@ class _Pulse:
 _FELT = """
 SELECT coalesce(state LIKE 'idle%%' AND state_change < clock_timestamp() - make_interval(secs => %s), false),
        coalesce(state = 'active' AND query <> 'COMMIT' AND wait_event IS DISTINCT FROM 'SyncRep'
-                AND query_start < clock_timestamp() - make_interval(secs => %s::float8 + %s), false)
+                AND query_start < clock_timestamp() - make_interval(secs => %s::float8 + %s), false),
+       coalesce(wait_event = 'SyncRep', false)
 FROM pg_stat_activity WHERE pid = %s
 """

@@ -73,6 +73,7 @@ class Session:
         terminate_older_than_s: a drain ends transactions older than this; None: it waits for all, as it should.
         failed: the query of the last flight that the server refused.
         asked: the questions that `ask` was last called with.
+        tell: told what an answer that is long in coming waits for.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Session:
         self.terminate_older_than_s: float | None = None
         self.failed: Query | None = None
         self.asked: Sequence[Query] = ()
+        self.tell: Callable[[str], None] | None = None
         self.pg_versions = pg_versions
         self._own: Own | None = None
         self._answered: tuple[Sequence[Query], list[Result]] = ((), [])
@@ -405,7 +407,9 @@ class Session:
             raise
 
     def _in_time(self, *, limited: bool = True) -> AbstractAsyncContextManager[None]:
-        return in_time(self.shard, self.settings, self.backend_pid, limit_s=self._limit_s, limited=limited)
+        return in_time(
+            self.shard, self.settings, self.backend_pid, limit_s=self._limit_s, limited=limited, tell=self.tell
+        )
 
     def _refuse_hidden_text(self, query: Query) -> None:
         # A CR ends a "--" comment for the server though not for every reader, and nothing after a NUL is sent at all:

@@ -157,10 +157,13 @@ async def test_a_commit_that_waits_for_a_standby_is_not_taken_for_a_server_that_
         await psycopg.AsyncConnection.connect(shop.url.get_secret_value(), autocommit=True) as admin,
         open_session(shop, settings, pg_versions=(14, 18)) as session,
     ):
+        told: list[str] = []
+        session.tell = told.append
         work = asyncio.create_task(session.transact([Query("CREATE TABLE waited (id int)")]))
         pid, _ = await halted(admin)
         await asyncio.wait([work], timeout=3.5)
 
         assert not work.done()
+        assert {"its COMMIT waits for a synchronous standby"} == set(told)
         await admin.execute("SELECT pg_cancel_backend(%s)", [pid])
         await work
