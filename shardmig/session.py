@@ -32,7 +32,7 @@ from shardmig.pgerrors import first_line, is_connection_lost, is_transient, poin
 from shardmig.pulse import in_time
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
