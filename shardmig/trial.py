@@ -48,6 +48,11 @@ SELECT max(at) FILTER (WHERE after = 'begun'), max(at) FILTER (WHERE after <> 'b
 FROM shardmig.log WHERE shard = $1 AND action = 'canary'
 """
 _LOG = "INSERT INTO shardmig.log (shard, action, after, reason, os_user) VALUES ($1, 'canary', $2, $3, $4)"
+_BEGIN = """
+INSERT INTO shardmig.log (shard, action, after, os_user) SELECT $1, 'canary', 'begun', $2
+WHERE (SELECT after FROM shardmig.log WHERE shard = $1 AND action = 'canary' ORDER BY id DESC LIMIT 1)
+    IS DISTINCT FROM 'begun'
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Standing:
     How a canary stands in its trial, as its log has it; every time is its server's.
 
     Attributes:
-        begun: when a run last began to switch flags as canary.
+        begun: when the last trial began: a run that goes on with one begins no other.
         ended: when a trial last ended, passed or not.
         passed: when one was last passed.
         switched: when a flag last went LIVE.
@@ -104,8 +109,8 @@ class Standing:
 
     @staticmethod
     async def begin(session: Session) -> None:
-        """Note that the trial begins: what is switched from here on goes back if it fails."""
-        await session.execute(_LOG, [session.shard.name, "begun", None, os_user()])
+        """Note that a trial begins, unless one is open: what is switched from there on goes back if it fails."""
+        await session.execute(_BEGIN, [session.shard.name, os_user()])
 
     @staticmethod
     async def end(session: Session, verdict: str, reason: str | None = None) -> None:

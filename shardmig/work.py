@@ -9,6 +9,7 @@ from shardmig import ledger
 from shardmig.events import Warned
 from shardmig.outcomes import Outcome, ShardReport
 from shardmig.rollout import FAILURES
+from shardmig.states import State
 from shardmig.todo import Until, ahead, pending
 from shardmig.trial import Standing, Trial, held_back
 
@@ -86,7 +87,7 @@ class Apply(Each):
             await run.vouch(self._aware, [item.plan.flag for item in todo])
         run.proves_schemas = records.shard in self._canaries
         run.follows_canary = bool(self._canaries) and not run.proves_schemas
-        if records.shard in self._canaries and any(item.target is not None for item in todo):
+        if records.shard in self._canaries and any(item.target is State.LIVE for item in todo):
             await Standing.begin(run.session)
         if not todo and not held and records.shard not in self._canaries:
             self._looks = ()

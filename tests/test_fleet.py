@@ -210,6 +210,21 @@ async def test_a_run_killed_while_the_canary_bakes_leaves_it_on_trial(six: list[
     assert State.DUAL == flags(six[0])["upper"]
 
 
+async def test_what_went_live_before_a_trial_was_interrupted_is_on_trial_too(six: list[Shard]) -> None:
+    await outcomes(fleet_of(six, SHOP))
+    stopped = fleet_of(six, SHOP, UPPER, NOTE)
+    stopped.listener = lambda event: (
+        stopped.stop.set() if isinstance(event, FlagSwitched) and event.after is State.LIVE else None
+    )
+    await stopped.apply()
+    assert {"shop": State.LIVE, "upper": State.LIVE, "note": State.OLD} == flags(six[0])
+
+    [failed, *_] = await fleet_of(six, SHOP, UPPER, NOTE, rollout={"assertions": ["SELECT false"]}).apply()
+
+    assert FAILED is failed.outcome
+    assert {"shop": State.LIVE, "upper": State.DUAL, "note": State.OLD} == flags(six[0])
+
+
 async def test_whoever_lost_the_canary_to_another_runner_does_not_take_it_back(six: list[Shard]) -> None:
     """Nothing is wrong there: the other one has brought it LIVE, and lets it bake."""
     await outcomes(fleet_of(six, SHOP))
