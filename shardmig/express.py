@@ -4,8 +4,9 @@ The express way of a shard on which nothing stands in the way: turn, plans, stru
 A flight of several transactions: each one commits what it did together with its record, in the order and under the
 fences of the careful way (`runner`), and the first that is refused leaves the rest unrun. Whatever it is that refuses
 (a lock that is not there at once, somebody to be waited for, the proof, a check, a statement, a lost connection), the
-careful way then goes on from what is recorded: it looks at each step, waits, proves in full and says why. So nothing
-here tries again, and nothing explains.
+careful way then goes on from what is recorded: all of that is read anew, for people may have switched back meanwhile
+what a flight has done; then it looks at each step, waits, proves in full and says why. So nothing here tries again, and
+nothing explains.
 
 It is for shards behind a canary, which has proved the same statements in full (`catalog.additive`). Here a locked table
 is proved by what any loss would leave behind: another file, or an old column's row written anew.
@@ -30,7 +31,7 @@ from shardmig.quiet import proof
 from shardmig.records import flags_of, flags_query
 from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
-from shardmig.steps import in_doubt
+from shardmig.steps import LookAgain, in_doubt
 from shardmig.structure import recorded
 from shardmig.turn import Turn, begin_anew, finish_migration
 
@@ -133,14 +134,12 @@ class Express:
         """Name the turn that is to be taken."""
         self._turn = Turn(self.session, self.records.term + 1)
 
-    async def travel(self) -> Arrival | None:
+    async def travel(self) -> Arrival:
         """
         Take the turn and do what needs no waiting, in one flight.
 
-        Returns:
-            None when something was refused; what committed before that is recorded, and the careful way goes on.
-
         Raises:
+            LookAgain: something was refused, or the connection broke; what committed before that is recorded.
             InDoubt: the connection broke, and the server does not come back.
         """
         shard, left = self._turn.shard, tuple(replace(item, statements=()) for item in self.todo if self._is_left(item))
@@ -161,7 +160,7 @@ class Express:
                 )
                 await self.session.roll_back()
                 self._tell(event for part, _ in zip(parts, committed, strict=False) for event in part.switched)
-            return None
+            raise LookAgain from error
         seconds, answers = time.monotonic() - started, dict(zip(map(id, flight), results, strict=True))
         self._tell(event for part in parts for event in self._done(part, answers, seconds))
         taken = tuple(item.plan.flag for item in self.todo if item.target is State.LIVE and not self._is_left(item))

@@ -12,6 +12,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from shardmig import amendment, ledger, renaming
@@ -34,6 +35,7 @@ from shardmig.rollout import Wave, waves
 from shardmig.runner import Run
 from shardmig.session import open_session
 from shardmig.status import ShardStatus, read_status, with_forecasts
+from shardmig.steps import looking_again
 from shardmig.todo import Until, waiting
 from shardmig.trial import held_back
 from shardmig.walk import Places, Walk
@@ -336,7 +338,7 @@ class Fleet:
                 session.tell = lambda reason: last(Waiting(shard.name, reason))
                 run = Run(session, config, self.plans, last, self.stop, self.reason)
                 run.mismatches, run.rechecks, run.host = self.mismatches, self.rechecks, self._hosts.of(shard)
-                report = await work(run)
+                report = await looking_again(partial(work, run))
                 flags = (report and report.flags) or await run.states()
         except ShardmigError as error:
             report, flags = ShardReport(shard.name, outcome_of(error), 0, str(error), error=error), ()

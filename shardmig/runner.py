@@ -24,19 +24,20 @@ from shardmig.closure import Closure, although_cancelled
 from shardmig.edges import Edges
 from shardmig.errors import (
     DrainTimeout,
+    Fenced,
     InDoubt,
     LedgerOutdated,
     ProofFailed,
     ShardError,
     SwitchRefused,
 )
-from shardmig.events import Warned
+from shardmig.events import Waiting, Warned
 from shardmig.express import Express
 from shardmig.preflight import preflight
 from shardmig.records import Records, flags_of, flags_query, last_states, read_records
 from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
-from shardmig.steps import Steps, Stopped
+from shardmig.steps import LookAgain, Steps, Stopped, looking_again
 from shardmig.structure import Structure
 from shardmig.turn import Turn, begin_migration, finish_migration
 
@@ -92,13 +93,20 @@ class Run:
     _vouched: bool = field(init=False, default=False)
     _closure: Closure = field(init=False)
     _states: tuple[tuple[str, str], ...] = field(init=False, default=())
+    _hurried: bool = field(init=False, default=False)
+    _term: int | None = field(init=False, default=None)  # the highest that may be this run's own, or was there before
 
     def __post_init__(self) -> None:
         """Take the shard for open."""
         self._closure = Closure(self.session, self.config.maintenance, self.stop, self.listener)
 
     async def records(self) -> Records:
-        """Read the ledger, after installing it where it is missing and upgrading it where it is older."""
+        """
+        Read the ledger, after installing it where it is missing and upgrading it where it is older.
+
+        Raises:
+            Fenced: another runner worked here since it was read before.
+        """
         known = {accepted.sha256 for accepted in self.plans}
         try:
             records = await read_records(self.session, known=known)
@@ -112,6 +120,9 @@ class Run:
             records = await read_records(self.session, known=known)
         if records is None:
             raise ShardError("the ledger was removed while it was read; apply again", shard=self.session.shard.name)
+        if self._term is not None and records.term > self._term:
+            raise Fenced(None, shard=records.shard)
+        self._term = records.term
         return records
 
     async def apply(self, todo: Sequence[Todo], records: Records) -> bool:
@@ -123,11 +134,12 @@ class Run:
 
         Raises:
             ShardError: of any kind; what committed before stays and is recorded.
+            LookAgain: something was refused, or lost, before the turn was taken; see `looking_again`.
         """
         if not todo:
             return True
         refuse_unadopted(self.config, records)
-        tried, arrival = await self._look_and_hurry(todo, records)
+        arrival = await self._look_and_hurry(todo, records)
         if arrival is not None:
             self._states = _after(records, todo, arrival)
             todo = arrival.left
@@ -141,7 +153,7 @@ class Run:
             fresh = {
                 (item.plan.revision, number)
                 for item in todo
-                if item.plan.revision not in records.migrations and not tried
+                if item.plan.revision not in records.migrations
                 for number in item.statements
             }
             structure = Structure(self._steps, self.config.session, fresh)
@@ -230,9 +242,12 @@ class Run:
                 await although_cancelled(self._open_again())
 
     async def _open_again(self) -> None:
-        with self._closure.telling():
+        async def opened() -> None:  # reads by itself what there is to do
             async with self._in_turn():
                 await self._closure.open_again(self._edges, lambda flag: self._plan_of(flag).plan)
+
+        with self._closure.telling():
+            await looking_again(opened)
 
     async def states(self) -> tuple[tuple[str, str], ...]:
         """Name the state of each flag for a report, as last seen."""
@@ -260,21 +275,27 @@ class Run:
     async def _take_turn(self, beginning: Sequence[Query]) -> None:
         """Take the turn, and write what begins it; all of that may be written twice."""
         flags = flags_query(self.session.shard.name)
-        for attempts_left in (2, 1, 0):
-            try:
-                turn, results = await Turn.take_and(self.session, [*beginning, flags])
-            except pg.LockNotAvailable as error:
-                raise ledger.is_held(error, self.session.shard.name) from error
-            except (InDoubt, pg.OperationalError) as error:
-                lost = isinstance(error, InDoubt) or is_connection_lost(error)
-                if not lost or not attempts_left:
-                    raise
-                await self.session.reconnect()
-            else:
-                self._begin(turn, flags_of(results[-1]))
-                return
+        try:
+            turn, results = await Turn.take_and(self.session, [*beginning, flags])
+        except pg.LockNotAvailable as error:
+            raise ledger.is_held(error, self.session.shard.name) from error
+        except (InDoubt, pg.OperationalError) as error:
+            if not isinstance(error, InDoubt) and not is_connection_lost(error):
+                raise
+            if self.listener:
+                self.listener(Waiting(self.session.shard.name, "the connection was lost"))
+            await self.session.reconnect()
+            self._may_have_taken()
+            raise LookAgain from error
+        self._begin(turn, flags_of(results[-1]))
+
+    def _may_have_taken(self) -> None:
+        """Let the next term be our own too: a raise whose answer was lost may have happened."""
+        if self._term is not None:
+            self._term += 1
 
     def _begin(self, turn: Turn, flags: dict[str, FlagRow]) -> None:
+        self._term = turn.term
         self._steps = Steps(turn, self.stop, self.listener)
         self._edges = Edges(
             self._steps,
@@ -300,14 +321,14 @@ class Run:
     def _positions(self) -> dict[str, int]:
         return {accepted.plan.revision: place for place, accepted in enumerate(self.plans, 1)}
 
-    async def _look_and_hurry(self, todo: Sequence[Todo], records: Records) -> tuple[bool, Arrival | None]:
+    async def _look_and_hurry(self, todo: Sequence[Todo], records: Records) -> Arrival | None:
         """
-        See that the shard is ready; then go the express way, if it is open and every table quiet.
+        See that the shard is ready; then go the express way, once, if it is open and every table quiet.
 
         Returns:
-            Whether it was tried, so that steps may be done; and where it has led to, if nothing was refused.
+            Where it has led to; None where it was not gone.
         """
-        hurries = self.follows_canary and express.fits(todo, records) and not self.stop.is_set()
+        hurries = self.follows_canary and not self._hurried and express.fits(todo, records) and not self.stop.is_set()
         along = quiet.questions(self.session, todo, self.config, self.host) if hurries else []
         ready = await preflight(self.session, *(item.accepted for item in todo), along=along)
         for warning in ready.warnings:
@@ -315,11 +336,13 @@ class Run:
                 self.listener(Warned(records.shard, warning))
         found = quiet.read(todo, self.config, self.host, ready) if hurries else None
         if found is None:
-            return False, None
+            return None
+        self._hurried = True
+        self._may_have_taken()
         journey = Express(
             self.session, todo, records, found, self._positions(), self.reason, self._vouched, self.listener
         )
-        return True, await journey.travel()
+        return await journey.travel()
 
     @asynccontextmanager
     async def _proved(self, todo: Sequence[Todo]) -> AsyncIterator[None]:

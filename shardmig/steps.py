@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from psycopg import errors as pg
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from shardmig.plan import Plan
     from shardmig.turn import Turn
 
-__all__ = ["Steps", "Stopped", "in_doubt"]
+__all__ = ["LookAgain", "Steps", "Stopped", "in_doubt", "looking_again"]
+
+T = TypeVar("T")
 
 _UNCHANGED = "; nothing was changed there"  # what a refused connection adds, which an earlier COMMIT may belie
 
@@ -37,6 +39,25 @@ _MADE_BESIDE = (
 
 class Stopped(Exception):
     """Ctrl-C was pressed; everything done so far is recorded."""
+
+
+class LookAgain(Exception):
+    """
+    What there is to do must be read and decided anew: some of it is done, or others may have decided otherwise.
+
+    It is raised from the error that came before the turn was surely taken; the connection is a new one, or whole.
+    """
+
+
+async def looking_again(work: Callable[[], Awaitable[T]]) -> T:
+    """Do what reads first what there is to do, and begin it again where that is not known any more."""
+    for attempts_left in (3, 2, 1, 0):
+        try:
+            return await work()
+        except LookAgain as again:
+            if not attempts_left and again.__cause__ is not None:
+                raise again.__cause__ from None
+    raise AssertionError  # pragma: no cover - the last attempt ends otherwise
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,10 @@ async def _apply(shards: list[Shard], *plans: Plan) -> None:
 def columns(shard: Shard, table: str = "customer") -> set[str]:
     found = run(shard, f"SELECT attname FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0")
     return {name for (name,) in found}
+
+
+def states(shard: Shard) -> dict[str, State]:
+    return {flag: State(state) for flag, state in run(shard, "SELECT flag, state FROM shardmig.flag")}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -309,6 +314,56 @@ async def test_a_connection_that_breaks_at_a_commit_repeats_nothing(
     assert {"id", "name", "email"} == columns(two[1])
     assert [("DONE",)] == run(two[1], "SELECT DISTINCT status FROM shardmig.step")
     assert [(1,)] == run(two[1], "SELECT count(*) FROM shardmig.log WHERE flag = 'orders'")
+
+
+async def test_what_people_switched_back_while_the_connection_was_lost_stays_back(
+    two: list[Shard], servers: list[Server]
+) -> None:
+    """All of the flight was committed, and only its answer is lost: no runner was there since, and no other term."""
+    with proxied(servers[1], two[1]) as (proxy, far):
+        cut = proxy.cut_after(skip=2)
+
+        def switch_back(event: Event) -> None:
+            if isinstance(event, Waiting) and event.shard == far.name:
+                run(two[1], "SELECT shardmig.switch('orders', 'OLD', 'something looks wrong')")
+
+        fleet = fleet_of([two[0], far], SHOP, ORDERS)
+        fleet.listener = switch_back
+        report = (await fleet.apply()).shards[1]
+
+        assert cut.struck.is_set()
+    assert Outcome.PENDING is report.outcome
+    assert "orders is OLD: somebody switched it back" in report.reason
+    assert {"shop": State.LIVE, "orders": State.OLD} == states(two[1])
+
+
+@pytest.mark.parametrize("hurried", [True, False])
+async def test_whoever_lost_the_connection_overrules_neither_another_runner_nor_people(
+    two: list[Shard],
+    servers: list[Server],
+    hurried: bool,  # noqa: FBT001
+) -> None:
+    with proxied(servers[1], two[1]) as (proxy, far):
+        fleet = fleet_of([two[0], far] if hurried else [far], SHOP, UPPER)
+        if not hurried:
+            assert (await fleet.apply(until=Until.STRUCTURE)).done
+        cut = proxy.cut_before("UPDATE shardmig.runner")
+
+        async def work() -> None:
+            assert (await fleet_of(two[1:], SHOP, UPPER).apply()).done
+            assert (await fleet_of(two[1:], SHOP, UPPER).switch("upper", State.DUAL)).done
+
+        def meanwhile(event: Event) -> None:
+            if isinstance(event, Waiting) and event.shard == far.name:
+                assert cut.struck.is_set()
+                with ThreadPoolExecutor() as pool:
+                    pool.submit(asyncio.run, work()).result()
+
+        fleet.listener = meanwhile
+        report = (await fleet.apply()).shards[-1]
+
+    assert (Outcome.PENDING if hurried else Outcome.PARKED) is report.outcome, "a shard alone is not tried again"
+    assert {"shop": State.LIVE, "upper": State.DUAL} == states(two[1])
 
 
 async def test_a_server_that_does_not_come_back_leaves_the_shard_in_doubt(
