@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from shardmig.plan import Move, Plan
 
-__all__ = ["Mention", "mentions", "named", "relaxed", "unknown"]
+__all__ = ["ANY", "Mention", "columns_read", "mentions", "named", "relaxed", "unknown"]
+
+ANY = "*"
+"""Among the columns that a text reads: it reads whole rows."""
 
 _SYSTEM = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
 _OF_ROWS = functions.IMMUTABLE | functions.STABLE | functions.VOLATILE | functions.AGGREGATES | functions.WINDOWS
@@ -109,6 +112,20 @@ def mentions(move: Move, home: str) -> tuple[Mention, ...]:
     found += [Mention(column, source) for column in (*move.key, *move.restores)]
     found += [Mention(column, target) for column in (*move.target_key, *move.writes)]
     return tuple(mention for mention in found if len(mention.column.encode()) <= _LONGEST)
+
+
+@lru_cache(maxsize=1024)
+def columns_read(text: str) -> frozenset[str]:
+    """Return every name that a text reads as a column, whatever table it may be of; `ANY` where it reads whole rows."""
+    try:
+        nodes = list(sqltree.walk(sqltree.parse(text.replace(BATCH, f"${BATCH_NUMBER}"))))
+    except sqltree.SqlError:
+        return frozenset({ANY})
+    rows = {node.get("relname") for node in nodes if node.kind == "RangeVar"}
+    rows |= {node.get("aliasname") for node in nodes if node.kind == "Alias"}
+    read = [node.get("fields") for node in nodes if node.kind == "ColumnRef"]
+    whole = any(not isinstance(fields[-1], str) or (len(fields) == 1 and fields[0] in rows) for fields in read)
+    return frozenset({fields[-1] for fields in read if isinstance(fields[-1], str)} | ({ANY} if whole else set()))
 
 
 @dataclass(frozen=True, slots=True)
