@@ -20,6 +20,7 @@ from shardmig.events import Warned
 from shardmig.pgerrors import first_line
 from shardmig.places import leave_place
 from shardmig.records import read_records
+from shardmig.states import State
 from shardmig.steps import Stopped
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Closure:
             if any(item.plan.has_move and (item.target is not None or item.moves_only) for item in todo):
                 await steps.surely(partial(self._wait_to_move, edges, hurried if self.closed else pace))
             self.closed = True
-            await steps.surely(partial(self._close, steps.turn, mode, todo[0].plan.revision))
+            await steps.surely(partial(self._close, steps.turn, mode, [item.plan.revision for item in todo]))
             # Its place on the server is kept until it serves again; no writer waits for what its neighbours move.
             edges.host, edges.pace = None, hurried
             yield
@@ -90,8 +91,8 @@ class Closure:
         if not await maintenance.wait_to_move(self.session, pace, edges.host, stop=self.stop, listener=self.listener):
             raise Stopped
 
-    async def _close(self, turn: Turn, mode: Mode, revision: str) -> None:
-        await maintenance.close(turn, mode, revision, self.settings, stop=self.stop, listener=self.listener)
+    async def _close(self, turn: Turn, mode: Mode, revisions: Sequence[str]) -> None:
+        await maintenance.close(turn, mode, revisions, self.settings, stop=self.stop, listener=self.listener)
         turn.closed = maintenance.LEVELS[mode]
 
     async def _lift(self, turn: Turn) -> None:
@@ -100,15 +101,13 @@ class Closure:
         self.closed = False
 
     async def open_again(self, edges: Edges, plan_of: Callable[[str], Plan]) -> None:
-        """Take what is not finished back to where it was when the shard was closed, then let the shard serve."""
+        """Take back what was begun under the closing and is not finished, then let the shard serve."""
         records = await read_records(self.session)
         if records is None or not records.maintenance:  # people have opened it, or a failover lost that it was closed
             self.closed = False
             return
-        unfinished = {row.flag for row in records.migrations.values() if row.finished_at is None}
-        for flag, before in (await maintenance.states_before(self.session)).items():
-            if flag in unfinished:
-                await edges.steps.surely(partial(edges.take_back, plan_of(flag), before))
+        for flag in await maintenance.begun_inside(self.session):
+            await edges.steps.surely(partial(edges.take_back, plan_of(flag), State.OLD))
         await edges.steps.surely(partial(self._lift, edges.steps.turn))
 
     @contextmanager

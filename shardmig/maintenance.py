@@ -3,7 +3,7 @@ Maintenance that a runner sets by itself: close a small shard, do what is too ha
 
 A plan that says `online = False` closes the shard for all (offline): what its steps write may be read half-done. A plan
 that is only heavy closes it for writers (read-only): readers go by the flags, as ever. Whose maintenance it is stands
-in the shard's log, with the revision it is for; what people set, no runner lifts.
+in the shard's log, with each revision it is for; what people set, no runner lifts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from shardmig.todo import Todo
     from shardmig.turn import Turn
 
-__all__ = ["LEVELS", "Mode", "close", "closed_for", "hurried", "lift", "modes", "states_before", "wait_to_move"]
+__all__ = ["LEVELS", "Mode", "begun_inside", "close", "closed_for", "hurried", "lift", "modes", "wait_to_move"]
 
 Mode = Literal["read-only", "offline"]
 LEVELS: dict[Mode, int] = {"read-only": 1, "offline": 2}  # as the ledger writes them
@@ -142,14 +142,14 @@ async def wait_to_move(
 async def close(
     turn: Turn,
     mode: Mode,
-    revision: str,
+    revisions: Sequence[str],
     settings: Maintenance,
     *,
     stop: asyncio.Event | None = None,
     listener: Listener | None = None,
 ) -> None:
     """
-    Close the shard, then wait until nobody is inside who does not know.
+    Close the shard for plans, each of which the log names, then wait until nobody is inside who does not know.
 
     Raises:
         SwitchedMeanwhile: people have closed it since the plans were begun, and it would be opened over their heads.
@@ -157,12 +157,11 @@ async def close(
         LockNotObtained: an operator holds its row in an open transaction.
         Fenced: another runner took the shard over.
     """
-    reason = f"{revision} is being applied"
-    *_, closed = await _write(turn, [_locked(turn), Query(_CLOSE, (turn.shard, mode, reason, revision))])
-    if not closed:
-        raise SwitchedMeanwhile(
-            f"people have set maintenance meanwhile; {revision} waits, apply again", shard=turn.shard
-        )
+    named = ", ".join(revisions)
+    reason = f"{named} {'is' if len(revisions) == 1 else 'are'} being applied"
+    closing = [Query(_CLOSE, (turn.shard, mode, reason, revision)) for revision in revisions]
+    if not all((await _write(turn, [_locked(turn), *closing]))[1:]):
+        raise SwitchedMeanwhile(f"people have set maintenance meanwhile; apply {named} again", shard=turn.shard)
     if listener:
         listener(MaintenanceSet(turn.shard, mode, reason))
     await switching.drain_shard(
@@ -198,14 +197,14 @@ async def closed_for(session: Session) -> str | None:
     return None if found.value is None else str(found.value)
 
 
-async def states_before(session: Session) -> dict[str, State]:
-    """Return the states that flags had before a runner closed the shard, of those that were switched since."""
-    found = await session.execute(_STATES_BEFORE, [session.shard.name])
-    states = {}
-    for flag, before in found.rows:
-        with suppress(KeyError):
-            states[flag] = State[before]
-    return states
+async def begun_inside(session: Session) -> list[str]:
+    """
+    Name the flags that went from OLD to DUAL under a runner's closing, for a plan that it closed the shard for.
+
+    A flag that was DUAL by then is none of them: since it is, writers have written what only a reader of new finds.
+    """
+    found = await session.execute(_BEGUN_INSIDE, [session.shard.name])
+    return [str(flag) for (flag,) in found.rows]
 
 
 # A table that was never analyzed is taken for one of small rows; one that grew since is scaled, as the planner does.
@@ -230,10 +229,19 @@ SELECT shardmig.maintenance($2, $3, $1, $4)
 WHERE (SELECT maintenance FROM shardmig.shard WHERE shard = $1) = 0 OR EXISTS ({_CLOSED_FOR} AND revision IS NOT NULL)
 """
 _LIFT = f"SELECT shardmig.maintenance('off', NULL, $1) WHERE EXISTS ({_CLOSED_FOR} AND revision IS NOT NULL)"
-_STATES_BEFORE = """
-SELECT DISTINCT ON (flag) flag, before FROM shardmig.log
-WHERE shard = $1 AND action = 'switch' AND id > coalesce((
-    SELECT max(id) FROM shardmig.log
-    WHERE shard = $1 AND action = 'maintenance' AND (after = 'off' OR revision IS NULL)), 0)
-ORDER BY flag, id
+# A closing lasts from its first line in the log, though the runner was killed and another one went on inside, until
+# "off" or people's own maintenance. Whoever switches and whoever closes meet on the shard's row: ids are in order.
+_BEGUN_INSIDE = f"""
+WITH closing AS (
+    SELECT revision, min(id) AS id FROM shardmig.log
+    WHERE shard = $1 AND action = 'maintenance' AND id > coalesce((
+        SELECT max(id) FROM shardmig.log
+        WHERE shard = $1 AND action = 'maintenance' AND (after = 'off' OR revision IS NULL)), 0)
+    GROUP BY revision
+)
+SELECT f.flag FROM shardmig.flag AS f JOIN closing USING (revision) JOIN shardmig.migration AS m USING (shard, revision)
+WHERE f.shard = $1 AND f.state = {State.DUAL:d} AND m.finished_at IS NULL AND '{State.OLD.name}' = (
+    SELECT before FROM shardmig.log AS l
+    WHERE l.shard = $1 AND l.action = 'switch' AND l.flag = f.flag AND l.id > closing.id ORDER BY l.id LIMIT 1)
+ORDER BY m.position DESC
 """

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of
+from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of, plan
 
 from shardmig import Flag, Flags, ShardInMaintenance, State
 from shardmig.events import FlagSwitched, MaintenanceSet, StepDone, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
-from shardmig.plan import Move
+from shardmig.plan import Move, Plan, Statement, Switch
+from shardmig.todo import Until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,27 @@ def upper_of(expression: str) -> Any:
         }
     )
     return OFFLINE.model_copy(update={"steps": tuple(other if step is move else step for step in OFFLINE.steps)})
+
+
+def ratio() -> Plan:
+    """Make a plan behind OFFLINE whose move fails."""
+    move = Move(
+        table="customer",
+        key=("id",),
+        writes=("ratio",),
+        forward="UPDATE customer SET ratio = 1 / (id - 7) WHERE {batch}",
+        check="SELECT id FROM customer WHERE {batch} AND ratio IS DISTINCT FROM 1 / (id - 7)",
+    )
+    column = Statement(sql="ALTER TABLE customer ADD COLUMN ratio bigint")
+    steps = (column, Switch(to=State.DUAL), move, Switch(to=State.LIVE))
+    return plan("0003_ratio", *steps, parent="0002_upper", online=False)
+
+
+FAILING = NOTE.model_copy(update={"online": False})  # where somebody has made that column already
+DUAL_BY_HAND = "SELECT shardmig.switch('upper', 'DUAL', 'release')"
+LIVE_BY_HAND = "SELECT shardmig.switch('upper', 'LIVE', 'go')"
+LEFT_CLOSED = "SELECT shardmig.maintenance('offline', '0003_note is being applied', NULL, '0003_note')"
+CLOSED_FOR_UPPER = LEFT_CLOSED.replace("0003_note", "0002_upper")
 
 
 async def shop(shard: Shard, connect: Connect, rows: int = 300) -> psycopg.Connection[Any]:
@@ -292,6 +314,68 @@ async def test_a_failure_in_the_middle_opens_the_shard_with_its_flag_where_it_wa
     assert (await fleet.apply()).done
     assert ((0, None), State.LIVE) == (maintenance(psql), state(psql))
     assert [("250",)] == psql.execute("SELECT upper_name FROM customer WHERE id = 250").fetchall()
+
+
+@pytest.mark.parametrize(
+    ("until", "by_hand", "expected"),
+    [
+        (Until.MOVED, [], State.DUAL),
+        (Until.MOVED, [LIVE_BY_HAND], State.LIVE),
+        (Until.MOVED, [LEFT_CLOSED], State.DUAL),
+        (Until.STRUCTURE, [DUAL_BY_HAND, LEFT_CLOSED], State.DUAL),
+        (Until.STRUCTURE, [LEFT_CLOSED, DUAL_BY_HAND], State.DUAL),
+    ],
+)
+async def test_a_failure_takes_no_flag_back_that_the_closing_was_not_for(
+    shard: Shard, connect: Connect, until: Until, by_hand: list[str], expected: State
+) -> None:
+    psql = await shop(shard, connect)
+    assert (await fleet_of([shard], SHOP, UPPER).apply(until=until)).done
+    for order in [*by_hand, "ALTER TABLE customer ADD COLUMN note text"]:
+        psql.execute(order.encode())
+    before = psql.execute("SELECT * FROM shardmig.flag WHERE flag = 'upper'").fetchall()
+    moved = psql.execute("SELECT cursor FROM shardmig.step WHERE kind = 'move'").fetchall()
+
+    [report] = await fleet_of([shard], SHOP, UPPER, FAILING).apply(until=Until.STRUCTURE)
+
+    assert (Outcome.FAILED, True) == (report.outcome, "already exists" in report.reason)
+    assert ((0, None), expected) == (maintenance(psql), state(psql))
+    assert before == psql.execute("SELECT * FROM shardmig.flag WHERE flag = 'upper'").fetchall()
+    assert moved == psql.execute("SELECT cursor FROM shardmig.step WHERE kind = 'move'").fetchall()
+
+
+@pytest.mark.parametrize("by_hand", [[], [CLOSED_FOR_UPPER, LIVE_BY_HAND, DUAL_BY_HAND]])
+async def test_a_flag_that_was_dual_when_the_shard_was_closed_stays_dual(
+    shard: Shard, connect: Connect, by_hand: list[str]
+) -> None:
+    psql = await shop(shard, connect)
+    assert (await fleet_of([shard], SHOP, OFFLINE).apply(until=Until.MOVED)).done
+    for order in by_hand:
+        psql.execute(order.encode())
+    psql.execute("UPDATE customer SET upper_name = 'a writer of both' WHERE id = 7")
+    fleet = fleet_of([shard], SHOP, OFFLINE)
+    fleet.rechecks = True
+
+    [report] = await fleet.apply()
+
+    assert (Outcome.FAILED, True) == (report.outcome, "keys (7)" in report.reason)
+    assert ((0, None), State.DUAL) == (maintenance(psql), state(psql))
+    assert [(True,)] == psql.execute("SELECT new_valid FROM shardmig.flag WHERE flag = 'upper'").fetchall()
+
+
+async def test_every_plan_that_a_shard_is_closed_for_is_named_and_goes_back_with_the_others(
+    shard: Shard, connect: Connect
+) -> None:
+    psql = await shop(shard, connect)
+    fleet = fleet_of([shard], SHOP, OFFLINE, ratio())
+
+    [report] = await fleet.apply(until=Until.MOVED)
+
+    assert (Outcome.FAILED, True) == (report.outcome, "division by zero" in report.reason)
+    assert [("offline", "0002_upper"), ("offline", "0003_ratio"), ("off", None)] == history(psql)
+    assert [("ratio", 0), ("shop", 2), ("upper", 0)] == psql.execute(
+        "SELECT flag, state FROM shardmig.flag ORDER BY flag"
+    ).fetchall()
 
 
 async def test_somebody_who_stays_inside_parks_the_shard_and_it_serves_again(shard: Shard, connect: Connect) -> None:
