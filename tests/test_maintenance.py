@@ -61,6 +61,7 @@ def ratio() -> Plan:
 
 
 FAILING = NOTE.model_copy(update={"online": False})  # where somebody has made that column already
+OLD_BY_HAND = "SELECT shardmig.switch('upper', 'OLD', 'anew')"
 DUAL_BY_HAND = "SELECT shardmig.switch('upper', 'DUAL', 'release')"
 LIVE_BY_HAND = "SELECT shardmig.switch('upper', 'LIVE', 'go')"
 LEFT_CLOSED = "SELECT shardmig.maintenance('offline', '0003_note is being applied', NULL, '0003_note')"
@@ -344,7 +345,7 @@ async def test_a_failure_takes_no_flag_back_that_the_closing_was_not_for(
     assert moved == psql.execute("SELECT cursor FROM shardmig.step WHERE kind = 'move'").fetchall()
 
 
-@pytest.mark.parametrize("by_hand", [[], [LIVE_BY_HAND, DUAL_BY_HAND]])
+@pytest.mark.parametrize("by_hand", [[], [OLD_BY_HAND, DUAL_BY_HAND]])
 async def test_a_flag_that_was_dual_when_the_shard_was_closed_stays_dual(
     shard: Shard, connect: Connect, by_hand: list[str]
 ) -> None:
@@ -357,7 +358,6 @@ async def test_a_flag_that_was_dual_when_the_shard_was_closed_stays_dual(
 
     assert Outcome.PLAN_CHANGED is report.outcome
     assert ((0, None), State.DUAL) == (maintenance(psql), state(psql))
-    assert [(True,)] == psql.execute("SELECT new_valid FROM shardmig.flag WHERE flag = 'upper'").fetchall()
 
 
 async def test_every_plan_that_a_shard_is_closed_for_is_named_and_goes_back_with_the_others(
