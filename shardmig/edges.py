@@ -19,6 +19,7 @@ from shardmig.events import Warned
 from shardmig.keyset import bound
 from shardmig.ledger import translated
 from shardmig.moves import MoveRun
+from shardmig.patience import Interrupted
 from shardmig.plan import Switch
 from shardmig.sampling import refuse_lossy
 from shardmig.states import Guard, State, route
@@ -141,8 +142,7 @@ class Edges:
         match edge.guard:
             case Guard.NONE if edge.target is State.DUAL:
                 self._warn_unless_vouched(plan)
-                for number, move in plan.moves:
-                    await refuse_lossy(self._turn.session, plan.revision, number, move)
+                await self._try_out(plan)
             case Guard.NONE if edge.source is State.DONE:
                 await relaxation.refuse_without_old(self._turn.session, plan)
             case Guard.NONE:
@@ -159,6 +159,15 @@ class Edges:
                 await self.make_valid(plan, forward=False, row=row)
             case _:
                 pass
+
+    async def _try_out(self, plan: Plan) -> None:
+        for number, move in plan.moves:
+            try:
+                await refuse_lossy(
+                    self._turn, plan.revision, number, move, stop=self.steps.stop, listener=self.steps.listener
+                )
+            except Interrupted:
+                raise Stopped from None
 
     async def _earn_done(self, plan: Plan, row: FlagRow) -> None:
         """Drain, then look at all rows; a column in the way is told before it, and nobody waited for nothing."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shardmig.plan import Move
     from shardmig.session import Result, Session
 
-__all__ = ["Piece", "located", "rolled_back"]
+__all__ = ["Piece", "located", "rolled_back", "tried"]
 
 _TRIES = 40
 _HALVINGS = 24  # more than any batch can be halved, unless rows come and go meanwhile
@@ -133,21 +133,26 @@ async def _fails(session: Session, move: Move, piece: Piece) -> bool:
 
 
 async def rolled_back(session: Session, queries: list[Query]) -> list[Result]:
-    """Run queries in one flight whose transaction is rolled back; locked rows are not waited for long, but often."""
-    lock_ms = session.settings.lock_timeout_ms[0]  # other rows are locked meanwhile
-    limits = {**BY_INDEX, "lock_timeout": f"{lock_ms}ms", "statement_timeout": "10s"}
-    local = Query("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items()))
+    """Try queries; locked rows are not waited for long, but often."""
     for attempt in range(_TRIES):
         try:
-            # One snapshot for all: a row that an application inserts in between was never moved, and is not lost.
-            begin = Query("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            return (await session.flight([begin, local, *queries, Query("ROLLBACK")]))[2:-1]
+            return await tried(session, queries)
         except (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure):
-            await session.roll_back()
             if attempt + 1 == _TRIES:
                 raise
             await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311 - jitter
-        except pg.Error:
-            await session.roll_back()
-            raise
     raise AssertionError  # pragma: no cover - the last try returns or raises
+
+
+async def tried(session: Session, queries: list[Query]) -> list[Result]:
+    """Run queries once, in one flight whose transaction is rolled back."""
+    lock_ms = session.settings.lock_timeout_ms[0]  # other rows are locked meanwhile
+    limits = {**BY_INDEX, "lock_timeout": f"{lock_ms}ms", "statement_timeout": "10s"}
+    local = Query("SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in limits.items()))
+    # One snapshot for all: a row that an application inserts in between was never moved, and is not lost.
+    begin = Query("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    try:
+        return (await session.flight([begin, local, *queries, Query("ROLLBACK")]))[2:-1]
+    except pg.Error:
+        await session.roll_back()
+        raise

@@ -554,11 +554,11 @@ async def test_a_move_without_back_cannot_go_back(shard: Shard) -> None:
 
 async def test_a_lossy_pair_is_refused_by_a_sample_that_leaves_nothing_behind(shard: Shard) -> None:
     async with moving(shard, same_table(), T, customers(2000), dual=False) as here:
-        await refuse_lossy(here.session, REVISION, 2, here.move)
+        await refuse_lossy(here.turn, REVISION, 2, here.move)
         await here.session.execute("UPDATE t SET a = 'Ada' WHERE id = 1900")
         with pytest.raises(PreflightFailed, match=r"not x for 1 sampled rows of t, keys \(1900\)"):
-            await refuse_lossy(here.session, REVISION, 2, here.move)
-        await refuse_lossy(here.session, REVISION, 2, same_table(lossy=True))
+            await refuse_lossy(here.turn, REVISION, 2, here.move)
+        await refuse_lossy(here.turn, REVISION, 2, same_table(lossy=True))
 
         assert [(0,)] == await here.rows("SELECT count(n) FROM t")
 
@@ -567,7 +567,7 @@ async def test_a_sample_waits_for_no_lock_long_and_leaves_the_session_whole(shar
     async with moving(shard, same_table(), T, customers(20), dual=False) as here:
         app = connect(shard)
         app.execute("BEGIN; SELECT FROM t WHERE id = 5 FOR UPDATE")
-        sample = asyncio.create_task(refuse_lossy(here.session, REVISION, 2, here.move))
+        sample = asyncio.create_task(refuse_lossy(here.turn, REVISION, 2, here.move))
         await blocked(connect(shard), here.session.backend_pid)
         await asyncio.sleep(0.2)
         app.execute("COMMIT")
@@ -575,7 +575,7 @@ async def test_a_sample_waits_for_no_lock_long_and_leaves_the_session_whole(shar
 
         broken = same_table(forward="UPDATE t SET b = (1 / (id - 7))::text WHERE {batch}")
         with pytest.raises(StepFailed, match="division by zero"):
-            await refuse_lossy(here.session, REVISION, 2, broken)
+            await refuse_lossy(here.turn, REVISION, 2, broken)
         assert [(20,)] == await here.rows("SELECT count(*) FROM t")
 
 
