@@ -177,11 +177,8 @@ class Edges:
         await relaxation.relax(self._turn.session, plan, fence=self._turn.hold(), listener=self.steps.listener)
 
     async def _flip(self, plan: Plan, row: FlagRow, target: State) -> None:
-        forward = target > row.state
-        numbers = [n for n, s in enumerate(plan.steps, 1) if isinstance(s, Switch) and s.to is target and forward]
-        records = [self._turn.record_switches(plan.revision, numbers)] if numbers else []
         self.known[plan.flag] = await switching.flip(
-            self._turn, row, target, reason=self.reason, records=records, listener=self.steps.listener
+            self._turn, row, target, reason=self.reason, listener=self.steps.listener
         )
 
     async def _take_seeds_out(self, plan: Plan) -> None:

@@ -33,7 +33,7 @@ from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
 from shardmig.steps import LookAgain, in_doubt
 from shardmig.structure import recorded
-from shardmig.turn import Turn, begin_anew, finish_migration
+from shardmig.turn import Turn, begin_anew, finish_migration, holder_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -256,15 +256,16 @@ class Express:
         yield part
 
     def _switch(self, part: _Part, plan: Plan, source: State, target: State) -> None:
-        part.queries += [self._hold(), *handful.flip(self._turn, plan, source, target)]
+        part.queries += [self._hold(), handful.flip(self._turn, plan, source, target)]
         part.switched.append(FlagSwitched(self._turn.shard, plan.flag, source, target))
 
     def _hold(self) -> Query:
         """Hold the turn, and say for the log who switches and why."""
         hold = self._turn.hold()
         local = [f"set_config('{name}', '{value}', true)" for name, value in _PLANNED_ONCE.items()]
-        said = ", ".join(["set_config('shardmig.reason', $3, true), set_config('shardmig.os_user', $4, true)", *local])
-        return Query(f"{hold.sql}, {said}", [*hold.params, self.reason or "", os_user()])
+        said = {"reason": self.reason or "", "os_user": os_user(), "holder": holder_name()}
+        local += [f"set_config('shardmig.{name}', ${number}, true)" for number, name in enumerate(said, 3)]
+        return Query(", ".join([hold.sql, *local]), [*hold.params, *said.values()])
 
     # ----------------------------------------------------------------------------------------------------------------
     # What is told

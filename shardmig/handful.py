@@ -24,10 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from shardmig import switching
 from shardmig.flight import refuse_nothing, refuse_rows
 from shardmig.keyset import bound, extent
-from shardmig.plan import Switch
 from shardmig.session import Query
 from shardmig.states import State
-from shardmig.turn import finish_migration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,13 +60,13 @@ def tried(turn: Turn, plan: Plan) -> list[Query]:
     return [_limits(turn, statements=len(queries)), *queries] if queries else []
 
 
-def flip(turn: Turn, plan: Plan, source: State, target: State) -> list[Query]:
-    """Take an edge with what it records; behind `hold`. A flag that is elsewhere refuses it."""
+def flip(turn: Turn, plan: Plan, source: State, target: State) -> Query:
+    """Take an edge; behind `hold`. A flag that is elsewhere refuses it."""
     taken = Query(
         "UPDATE shardmig.flag SET state = $4 WHERE shard = $1 AND flag = $2 AND state = $3",
         (turn.shard, plan.flag, int(source), int(target)),
     )
-    return [refuse_nothing(taken), *_recorded(turn, plan, target)]
+    return refuse_nothing(taken)
 
 
 def moved(turn: Turn, plan: Plan, *, rows_max: int) -> Moved:
@@ -87,13 +85,7 @@ def moved(turn: Turn, plan: Plan, *, rows_max: int) -> Moved:
         "WHERE shard = $1 AND flag = $2 AND state = $3",
         (*flag, int(State.LIVE)),
     )
-    return Moved([*queries, refuse_nothing(live), *_recorded(turn, plan, State.LIVE)], records)
-
-
-def _recorded(turn: Turn, plan: Plan, target: State) -> list[Query]:
-    numbers = [number for number, step in enumerate(plan.steps, 1) if isinstance(step, Switch) and step.to is target]
-    recorded = [Query(_SWITCHED, (turn.shard, plan.revision, number, turn.term)) for number in numbers]
-    return [*recorded, *([finish_migration(turn.shard, plan.revision)] if target is State.LIVE else [])]
+    return Moved([*queries, refuse_nothing(live)], records)
 
 
 def _checks(move: Move) -> Iterator[Query]:
@@ -116,12 +108,6 @@ def _limits(turn: Turn, *, statements: int) -> Query:
         (f"{lock_ms:.0f}ms", f"{max(_LOCKED_MS // max(statements, 1), 1)}ms"),
     )
 
-
-_SWITCHED = """
-UPDATE shardmig.step SET status = 'DONE', term = $4, attempts = attempts + 1, error = NULL,
-    started_at = coalesce(started_at, clock_timestamp()), finished_at = clock_timestamp()
-WHERE shard = $1 AND revision = $2 AND number = $3 AND status <> 'DONE'
-"""
 
 # What claim_step, begin_move, record_batch, record_check and record_step write, each for another transaction. It comes
 # before the rows and behind the drain, refuses more of them than a handful, and answers with how many they are.

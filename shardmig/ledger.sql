@@ -286,6 +286,20 @@ BEGIN
         UPDATE shardmig.step SET term = 0, waiting = NULL
             WHERE shard = OLD.shard AND revision = OLD.revision AND kind = 'move';
     END IF;
+    -- Whoever takes a flag forward has done the steps of its plan that say so: first to DUAL, last to LIVE.
+    IF NEW.state > OLD.state AND NEW.state < 3 THEN
+        UPDATE shardmig.step s SET status = 'DONE', error = NULL, attempts = s.attempts + 1,
+                started_at = coalesce(s.started_at, clock_timestamp()), finished_at = clock_timestamp()
+            WHERE s.shard = OLD.shard AND s.revision = OLD.revision AND s.kind = 'switch' AND s.status <> 'DONE'
+                AND (NEW.state = 2 OR s.number = (SELECT min(f.number) FROM shardmig.step f
+                    WHERE f.shard = OLD.shard AND f.revision = OLD.revision AND f.kind = 'switch'));
+        IF NEW.state = 2 THEN
+            UPDATE shardmig.migration m SET finished_at = coalesce(m.finished_at, clock_timestamp()), finished_by =
+                    coalesce(m.finished_by, nullif(current_setting('shardmig.holder', true), ''), session_user)
+                WHERE m.shard = OLD.shard AND m.revision = OLD.revision AND NOT EXISTS (SELECT FROM shardmig.step s
+                    WHERE s.shard = OLD.shard AND s.revision = OLD.revision AND s.status <> 'DONE');
+        END IF;
+    END IF;
     INSERT INTO shardmig.log (shard, action, flag, revision, before, after, reason)
         VALUES (OLD.shard, 'switch', OLD.flag, OLD.revision, (ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'])[OLD.state + 1],
             (ARRAY['OLD', 'DUAL', 'LIVE', 'DONE'])[NEW.state + 1], nullif(current_setting('shardmig.reason', true), ''));

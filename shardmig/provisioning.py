@@ -18,7 +18,7 @@ from shardmig.records import read_records
 from shardmig.session import Query
 from shardmig.states import State, route
 from shardmig.todo import Until, pending
-from shardmig.turn import finish_migration, in_turn
+from shardmig.turn import finish_migration, holder_name, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +88,8 @@ async def _raise_flags(session: Session, plans: Sequence[Plan], states: Mapping[
         queries = [turn.hold(), *(query for plan in plans for query in _raised(shard, plan, states[plan.flag]))]
         opened = Query("SELECT shardmig.maintenance('off', $2, $1)", (shard, "provisioned"))
         with ledger.translated(shard):
-            await session.transact([*queries, opened], local={"shardmig.os_user": os_user()})
+            said = {"shardmig.os_user": os_user(), "shardmig.holder": holder_name()}
+            await session.transact([*queries, opened], local=said)
 
 
 async def _refuse_rows(session: Session, plans: Sequence[Plan]) -> None:

@@ -25,6 +25,7 @@ from shardmig.flight import refuse_rows
 from shardmig.records import flags_of, flags_query, read_flags
 from shardmig.session import LOCK_CLASS, Query
 from shardmig.states import State
+from shardmig.turn import holder_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -149,7 +150,7 @@ async def flip(
     """
     shard = turn.shard
     edge = Query("SELECT shardmig.take_edge($1, $2, $3, $4, $5)", (shard, row.flag, row.state, int(target), row.epoch))
-    local = {"shardmig.reason": reason or "", "shardmig.os_user": ledger.os_user()}
+    local = {"shardmig.reason": reason or "", "shardmig.os_user": ledger.os_user(), "shardmig.holder": holder_name()}
     try:
         with ledger.translated(shard):
             *_, flags = await turn.session.transact([turn.hold(), edge, *records, flags_query(shard)], local=local)

@@ -150,19 +150,6 @@ class Turn:
         """Record a step as done: the first write of the transaction that does it."""
         return Query("SELECT shardmig.record_step($1, $2, $3, $4)", (self.shard, revision, number, self.term))
 
-    def record_switches(self, revision: str, numbers: Sequence[int]) -> Query:
-        """Record that a flip took these steps, and that the plan is finished if they were the last; behind `hold`."""
-        return Query(
-            "WITH flipped AS (UPDATE shardmig.step SET status = 'DONE', finished_at = clock_timestamp(), error = NULL, "
-            "started_at = coalesce(started_at, clock_timestamp()), attempts = attempts + 1, term = $4 "
-            "WHERE shard = $1 AND revision = $2 AND number = ANY ($3::int[]) AND status <> 'DONE') "
-            "UPDATE shardmig.migration SET finished_at = coalesce(finished_at, clock_timestamp()), "
-            "finished_by = coalesce(finished_by, $5) "
-            "WHERE shard = $1 AND revision = $2 AND NOT EXISTS (SELECT FROM shardmig.step s WHERE s.shard = $1 "
-            "AND s.revision = $2 AND s.status <> 'DONE' AND s.number <> ALL ($3::int[]))",
-            (self.shard, revision, list(numbers), self.term, holder_name()),
-        )
-
     def record_batch(self, revision: str, number: int, *, expected: Position, reached: Position, rows: int) -> Query:
         """Record a batch: the move goes from `expected` to `reached`, the first write of the batch's transaction."""
         return Query(

@@ -551,6 +551,17 @@ async def test_a_flag_that_people_switch_meanwhile_parks_the_shard_and_says_to_g
     assert {"shop": State.LIVE, "upper": State.LIVE} == flags(six[0])
 
 
+async def test_what_people_take_forward_and_back_from_psql_is_theirs_too(six: list[Shard]) -> None:
+    """Where their way forward is not recorded, a flag that was LIVE and is DUAL looks like one still on its way."""
+    await outcomes(fleet_of(six[:1], SHOP, UPPER), until=Until.MOVED)
+    for state in ("LIVE", "DUAL"):
+        run(six[0], f"SELECT shardmig.switch('upper', '{state}', 'by hand')")
+
+    [report] = await fleet_of(six[:1], SHOP, UPPER).apply()
+
+    assert (PENDING, "upper is DUAL: somebody switched it back") == (report.outcome, report.reason.partition(";")[0])
+
+
 async def test_a_canary_whose_schemas_lost_something_stops_until_people_decide(six: list[Shard]) -> None:
     fleet = fleet_of(six[:2], SHOP, COLUMN)
     run(six[0], "CREATE TABLE old (id int, name text)")

@@ -488,14 +488,14 @@ async def test_a_flag_that_is_elsewhere_refuses_all_that_goes_with_its_flip(
     async with moving(shard, second_table(), *tables) as here:
         psql.execute("SET session_replication_role = replica")
         psql.execute("UPDATE shardmig.flag SET state = %s", (int(there),))
-        waiting = handful.flip(here.turn, here.plan, State.DUAL, State.LIVE)
+        waiting = [handful.flip(here.turn, here.plan, State.DUAL, State.LIVE)]
         moved = handful.moved(here.turn, here.plan, rows_max=200).queries
         for queries in (waiting, moved):
             with pytest.raises(psycopg.errors.DivisionByZero):
                 await here.session.transact(queries)
 
             assert [(int(there), "PENDING")] == psql.execute(
-                "SELECT DISTINCT state, status FROM shardmig.flag, shardmig.step"
+                "SELECT DISTINCT state, status FROM shardmig.flag, shardmig.step WHERE number > 1"
             ).fetchall()
 
 

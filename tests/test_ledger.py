@@ -103,6 +103,38 @@ def take(edge: Edge, psql: psycopg.Connection[Any]) -> None:
     assert [("switch", edge.source.name, edge.target.name)] == logged
 
 
+async def test_whoever_takes_a_flag_forward_has_done_its_switches_and_finished_its_plan(
+    shard: Shard, connect: Connect
+) -> None:
+    """Were they left to the runner, a plan that psql took LIVE would never be finished."""
+    await begun(shard, has_move=True)
+    psql = connect(shard)
+    seen = []
+    for to in ("DUAL", "LIVE"):
+        psql.execute("SELECT shardmig.switch('x', %s, 'go')", [to])
+        seen.append([status for (status,) in psql.execute("SELECT status FROM shardmig.step ORDER BY number")])
+        seen.append(psql.execute("SELECT finished_at IS NULL, finished_by FROM shardmig.migration").fetchall())
+        psql.execute(
+            "UPDATE shardmig.step SET status = 'DONE', direction = 'forward', checked_at = now() WHERE number = 2"
+        )
+        psql.execute("UPDATE shardmig.flag SET drained = true, new_valid = true WHERE state = 1")
+
+    assert [["DONE", "PENDING", "PENDING"], [(True, None)], ["DONE"] * 3, [(False, "postgres")]] == seen
+
+
+async def test_a_plan_with_a_step_left_is_not_finished_by_its_flag(shard: Shard, connect: Connect) -> None:
+    await begun(shard, has_move=False)
+    psql = connect(shard)
+    psql.execute(
+        "INSERT INTO shardmig.step (shard, revision, number, kind, sha256) SELECT shard, revision, 9, 'move', '' "
+        "FROM shardmig.step"
+    )
+
+    psql.execute("SELECT shardmig.switch('x', 'LIVE', 'go')")
+
+    assert [(None,)] == psql.execute("SELECT finished_at FROM shardmig.migration").fetchall()
+
+
 async def test_a_bit_is_only_earned_in_the_state_that_can_earn_it(shard: Shard, connect: Connect) -> None:
     """After the drain, and when the plan's every move has compared its rows on this very way."""
     await begun(shard, has_move=True)
@@ -420,13 +452,12 @@ async def test_what_is_recorded_with_a_flip_is_not_kept_without_it(shard: Shard)
     async with moving(shard, same_table(), T, dual=False) as here:
         stale = await here.flag()
         await here.to(State.DUAL)
-        await here.turn.claim(REVISION, 1)
 
         with pytest.raises(SwitchRefused, match="meanwhile"):
-            await switching.flip(here.turn, stale, State.DUAL, records=[here.turn.record_step(REVISION, 1)])
+            await switching.flip(here.turn, stale, State.DUAL, records=[here.turn.reopen_steps(REVISION, [1])])
         records = await read_records(here.session)
         assert records is not None
-        assert records.steps[REVISION, 1].status == "RUNNING"
+        assert records.steps[REVISION, 1].done
 
 
 async def test_a_flip_is_for_the_flag_as_it_was_read(shard: Shard, connect: Connect) -> None:
