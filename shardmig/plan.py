@@ -18,7 +18,7 @@ from shardmig.states import State
 
 __all__ = ["BATCH", "AcceptedPlan", "Move", "Plan", "Statement", "Step", "Switch", "bind_batch", "quote", "quote_name"]
 
-_PARTS = re.compile(r'"(?:[^"]|"")*"|[^."]+')
+_PARTS = re.compile(r'("(?:[^"]|"")*")(?=\.|\Z)|([^.]+)')  # quoted already, or plain
 BATCH = "{batch}"  # the literal token in a move's SQL that becomes a key range
 
 
@@ -285,7 +285,7 @@ def quote(identifier: str) -> str:
 
 def quote_name(name: str) -> str:
     """Quote "table" or "schema.table", as a plan names it; what stands in quotes already, dots included, stays."""
-    return ".".join(part if part.startswith('"') else quote(part) for part in _PARTS.findall(name))
+    return ".".join(quoted or quote(plain) for quoted, plain in _PARTS.findall(name))
 
 
 def _parameters(first: int, count: int) -> str:

@@ -198,7 +198,7 @@ async def _name_problems(session: Session, findings: Findings) -> list[str]:
 _FUNCTIONS = "SELECT ARRAY(SELECT proname::text FROM pg_proc WHERE proname = ANY($1::text[]) AND pronargs = 1)"
 _TABLES_HERE = """
 SELECT ARRAY(SELECT c.relname::text FROM pg_class AS c
-             WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p'))
+             WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relkind IN ('r', 'p'))
 """
 
 

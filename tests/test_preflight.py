@@ -12,7 +12,7 @@ from shardmig import derivation, planfile
 from shardmig.config import Lint, SessionSettings, Shard
 from shardmig.errors import PreflightFailed
 from shardmig.lint import accept
-from shardmig.plan import AcceptedPlan, Move, Plan, Statement, Switch
+from shardmig.plan import AcceptedPlan, Move, Plan, Statement, Switch, quote
 from shardmig.preflight import preflight
 from shardmig.session import open_session
 from shardmig.states import State
@@ -413,6 +413,34 @@ async def test_of_a_table_that_is_not_there_the_one_is_told_that_is_meant(shop: 
     assert found == (
         "table ordrs of a move does not exist here; apply the migration that creates it first; did you mean orders?"
     )
+
+
+async def test_names_may_hold_quotes_and_big_letters(shard: Shard, connect: Connect) -> None:
+    """Of a table that is not there in such a schema the one that is meant is told as well."""
+    admin = connect(shard)
+    admin.execute('CREATE SCHEMA "The ""Shop"""; SET search_path = "The ""Shop"""')
+    admin.execute(
+        'CREATE TABLE "a ""b""" (id bigint PRIMARY KEY, o text); CREATE TABLE customer (id bigint PRIMARY KEY)'
+    )
+    odd = shard.model_copy(update={"schema_name": 'The "Shop"'})
+    async with open_session(odd, SessionSettings(), pg_versions=(12, 18)) as session:
+        assert [] == (await preflight(session, numbered('a "b"'))).warnings
+        with pytest.raises(PreflightFailed, match=r"did you mean customer\?"):
+            await preflight(session, numbered("custmer"))
+
+
+def numbered(table: str) -> AcceptedPlan:
+    """Fill a new column of a table."""
+    move = Move(
+        table=table,
+        key=("id",),
+        writes=("n",),
+        forward=f"UPDATE {quote(table)} SET n = id WHERE {{batch}}",
+        check=f"SELECT id FROM {quote(table)} WHERE {{batch}} AND n IS DISTINCT FROM id",
+    )
+    column = Statement(sql=f"ALTER TABLE {quote(table)} ADD COLUMN n bigint")
+    steps = (column, Switch(to=State.DUAL), move, Switch(to=State.LIVE))
+    return accept(Plan(revision="0001_n", parent=None, flag="n", script_sha256="0" * 64, steps=steps))
 
 
 @pytest.mark.parametrize(
