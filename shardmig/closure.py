@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from psycopg import errors as pg
 
 from shardmig import maintenance
-from shardmig.errors import ShardError
+from shardmig.errors import DrainTimeout, LockNotObtained, ShardError, SwitchRefused
 from shardmig.events import Warned
+from shardmig.outcomes import Outcome
 from shardmig.pgerrors import first_line
 from shardmig.places import leave_place
 from shardmig.records import read_records
@@ -26,10 +27,11 @@ from shardmig.steps import Stopped
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
-    from shardmig.config import Maintenance, Pace
+    from shardmig.config import Maintenance, Pace, SessionSettings
     from shardmig.edges import Edges
     from shardmig.events import Listener
     from shardmig.maintenance import Mode
+    from shardmig.outcomes import ShardReport
     from shardmig.plan import Plan
     from shardmig.records import Records
     from shardmig.session import Session
@@ -52,6 +54,7 @@ class Closure:
         stop: set by Ctrl-C.
         listener: told what happens.
         closed: by a runner, this one or one that was killed.
+        aftermath: what became of the shard and its flags when it was opened, as clauses for people.
     """
 
     session: Session
@@ -59,11 +62,28 @@ class Closure:
     stop: asyncio.Event
     listener: Listener | None
     closed: bool = False
+    aftermath: list[str] = field(default_factory=list)
+    _patient: SessionSettings = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Remember how long may be waited while the shard serves."""
+        self._patient = self.session.settings
 
     async def find(self, records: Records) -> None:
         """Find out whether a runner that was killed has left the shard closed."""
-        if not self.closed:
-            self.closed = records.maintenance > 0 and await maintenance.closed_for(self.session) is not None
+        self.aftermath.clear()
+        if not self.closed and records.maintenance > 0 and await maintenance.closed_for(self.session) is not None:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Take the shard for closed, by whoever it was."""
+        self.closed = True
+        self.session.settings = maintenance.impatient(self._patient, self.settings)
+
+    def _end(self) -> None:
+        """Take the shard for open."""
+        self.closed = False
+        self.session.settings = self._patient
 
     @asynccontextmanager
     async def around(self, mode: Mode | None, todo: Sequence[Todo], edges: Edges) -> AsyncIterator[None]:
@@ -76,7 +96,7 @@ class Closure:
         try:
             if any(item.plan.has_move and (item.target is not None or item.moves_only) for item in todo):
                 await steps.surely(partial(self._wait_to_move, edges, hurried if self.closed else pace))
-            self.closed = True
+            self._begin()
             await steps.surely(partial(self._close, steps.turn, mode, [item.plan.revision for item in todo]))
             # Its place on the server is kept until it serves again; no writer waits for what its neighbours move.
             edges.host, edges.pace = None, hurried
@@ -98,17 +118,39 @@ class Closure:
     async def _lift(self, turn: Turn) -> None:
         turn.closed = 0
         await maintenance.lift(turn, listener=self.listener)
-        self.closed = False
+        self._end()
 
     async def open_again(self, edges: Edges, plan_of: Callable[[str], Plan]) -> None:
         """Take back what was begun under the closing and is not finished, then let the shard serve."""
         records = await read_records(self.session)
         if records is None or not records.maintenance:  # people have opened it, or a failover lost that it was closed
-            self.closed = False
+            self._end()
             return
         for flag in await maintenance.begun_inside(self.session):
-            await edges.steps.surely(partial(edges.take_back, plan_of(flag), State.OLD))
+            await self._take_back(flag, edges, plan_of)
         await edges.steps.surely(partial(self._lift, edges.steps.turn))
+
+    async def _take_back(self, flag: str, edges: Edges, plan_of: Callable[[str], Plan]) -> None:
+        """
+        Take a flag from DUAL to OLD, or leave it where somebody is in the way.
+
+        The shard can serve then, too: readers read old, writers keep both, and the next move drains before it begins.
+        """
+        try:
+            await edges.steps.surely(lambda: edges.take_back(plan_of(flag), State.OLD))
+        except (DrainTimeout, LockNotObtained, SwitchRefused) as error:
+            stays = f"{flag} stays DUAL: readers read old, writers write both, and the next apply goes on from there"
+            self._say(f"{stays} ({first_line(error)})")
+            self.aftermath.append(stays)
+        else:
+            self.aftermath.append(f"{flag} is OLD again")
+
+    def told(self, report: ShardReport) -> ShardReport:
+        """Add to a report, in its first line, what became of the shard; one that is still closed is not done."""
+        if self.closed and report.outcome is Outcome.DONE:
+            report = replace(report, outcome=Outcome.MAINTENANCE)
+        what, line, details = report.reason.partition("\n")
+        return replace(report, reason="; ".join(filter(None, [what, *self.aftermath])) + line + details)
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -116,16 +158,23 @@ class Closure:
         try:
             yield
         except (ShardError, pg.Error) as error:
-            self._say_closed(f"is still closed ({first_line(error)})")
+            self._say_closed("is still closed", f" ({first_line(error)})")
         except asyncio.CancelledError:
-            self._say_closed("may still be closed (stopped at once)")
+            self._say_closed("may still be closed", " (stopped at once)")
             raise
+        else:
+            if self.closed:
+                self._say_closed("is still closed")
 
-    def _say_closed(self, how: str) -> None:
+    def _say_closed(self, how: str, why: str = "") -> None:
+        shard = self.session.shard.name
+        cure = f"`shardmig apply --shard {shard}` goes on, `shardmig maintenance off --shard {shard}` opens it"
+        self._say(f"the shard {how}{why}; {cure}")
+        self.aftermath.append(f"the shard {how}: {cure}")
+
+    def _say(self, message: str) -> None:
         if self.listener:
-            shard = self.session.shard.name
-            cure = f"`shardmig apply --shard {shard}` goes on, `shardmig maintenance off --shard {shard}` opens it"
-            self.listener(Warned(shard, f"the shard {how}; {cure}"))
+            self.listener(Warned(self.session.shard.name, message))
 
 
 async def although_cancelled(work: Coroutine[object, object, None]) -> None:

@@ -250,7 +250,8 @@ class Maintenance(_Section):
         rows_max: rows, by statistics, in the tables that a plan touches; a shard with more is never closed by a runner.
         heavy_rows: a plan that moves more rows than this, by statistics, closes the shard for writers, as long as that
             is within `rows_max`; None moves every number of rows while the shard serves.
-        drain_timeout_s: seconds to wait for those inside, while nobody else gets in; then the shard serves again.
+        drain_timeout_s: seconds to wait for those inside, while nobody else gets in, and for any lock or drain as long
+            as the shard is closed; then it serves again.
     """
 
     rows_max: int = Field(10_000, ge=0)

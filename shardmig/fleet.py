@@ -330,7 +330,7 @@ class Fleet:
             hurried: leave a blocked shard soon, it will be tried again.
             ask: what will be asked for it, so that it is answered while connecting; see `Session.ask`.
         """
-        started, last = time.monotonic(), _Last(self.listener)
+        started, last, run = time.monotonic(), _Last(self.listener), None
         config = _hurried(self.config) if hurried else self.config
         asked = [*self._questions(shard), *still_asked(ask, self._hosts.of(shard))]
         try:
@@ -345,6 +345,8 @@ class Fleet:
         report = report or ShardReport(shard.name, Outcome.DONE, 0)
         if report.outcome is Outcome.INTERRUPTED and last.blocker is not None:
             report = replace(report, reason=f"{report.reason}; it waited for {last.blocker}")
+        if run is not None:
+            report = run.told(report)
         return replace(report, seconds=time.monotonic() - started, flags=flags)
 
     @asynccontextmanager

@@ -28,14 +28,25 @@ from shardmig.window import Window
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardmig.config import Maintenance, Pace
+    from shardmig.config import Maintenance, Pace, SessionSettings
     from shardmig.events import Listener
     from shardmig.hosts import Host
     from shardmig.session import Session
     from shardmig.todo import Todo
     from shardmig.turn import Turn
 
-__all__ = ["LEVELS", "Mode", "begun_inside", "close", "closed_for", "hurried", "lift", "modes", "wait_to_move"]
+__all__ = [
+    "LEVELS",
+    "Mode",
+    "begun_inside",
+    "close",
+    "closed_for",
+    "hurried",
+    "impatient",
+    "lift",
+    "modes",
+    "wait_to_move",
+]
 
 Mode = Literal["read-only", "offline"]
 LEVELS: dict[Mode, int] = {"read-only": 1, "offline": 2}  # as the ledger writes them
@@ -107,6 +118,13 @@ def hurried(pace: Pace, settings: Maintenance) -> Pace:
             "parks_waiting": True,
         }
     )
+
+
+def impatient(session: SessionSettings, settings: Maintenance) -> SessionSettings:
+    """Wait for nobody's lock or transaction longer than for those inside: meanwhile the application waits, too."""
+    limit_s = settings.drain_timeout_s
+    waits = {"drain_timeout_s": session.drain_timeout_s, "lock_wait_s": session.lock_wait_s}
+    return session.model_copy(update={name: min(wait_s, limit_s) for name, wait_s in waits.items()})
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from shardmig.hosts import Host
     from shardmig.maintenance import Mode
     from shardmig.mismatches import Mismatches
+    from shardmig.outcomes import ShardReport
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import FlagRow
     from shardmig.session import Session
@@ -248,6 +249,10 @@ class Run:
 
         with self._closure.telling():
             await looking_again(opened)
+
+    def told(self, report: ShardReport) -> ShardReport:
+        """Add to a report what became of a shard that was closed."""
+        return self._closure.told(report)
 
     async def states(self) -> tuple[tuple[str, str], ...]:
         """Name the state of each flag for a report, as last seen."""

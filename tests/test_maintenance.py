@@ -15,9 +15,10 @@ import pytest
 from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of, plan
 
 from shardmig import Flag, Flags, ShardInMaintenance, State
-from shardmig.events import FlagSwitched, MaintenanceSet, StepDone, StepStarted, Waiting, Warned
+from shardmig.events import Draining, FlagSwitched, MaintenanceSet, StepDone, StepStarted, Waiting, Warned
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Plan, Statement, Switch
+from shardmig.steps import Stopped
 from shardmig.todo import Until
 
 if TYPE_CHECKING:
@@ -308,6 +309,7 @@ async def test_a_failure_in_the_middle_opens_the_shard_with_its_flag_where_it_wa
     [report] = await fleet.apply()
 
     assert (Outcome.FAILED, True) == (report.outcome, "0002_upper step 3" in report.reason)
+    assert report.reason.partition("\n")[0].endswith("; upper is OLD again")
     assert ((0, None), State.OLD) == (maintenance(psql), state(psql))
     with Flags(FLAG).transaction(connect(shard), shard=shard.name) as view:
         assert State.OLD is view[FLAG]
@@ -387,6 +389,115 @@ async def test_somebody_who_stays_inside_parks_the_shard_and_it_serves_again(sha
     assert ((0, None), State.OLD) == (maintenance(psql), state(psql))
     inside.rollback()
     assert (await fleet.apply()).done
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_somebody_who_comes_later_keeps_the_shard_closed_no_longer_than_somebody_inside(
+    shard: Shard, connect: Connect, *, stops: bool
+) -> None:
+    psql = await shop(shard, connect)
+    later = connect(shard, autocommit=False, application_name="report")
+    fleet = fleet_of([shard], SHOP, OFFLINE, session={"drain_timeout_s": 5}, maintenance={"drain_timeout_s": 0.2})
+    at: list[float] = []
+
+    def come(event: Event) -> None:
+        if isinstance(event, FlagSwitched):
+            later.execute("SELECT 1")
+        elif isinstance(event, Draining) and stops:
+            fleet.stop.set()
+        elif isinstance(event, MaintenanceSet):
+            at.append(time.monotonic())
+
+    told(fleet, come)
+    [report] = await fleet.apply()
+
+    closed_at, opened_at = at
+    assert opened_at - closed_at < 4
+    assert (Outcome.INTERRUPTED if stops else Outcome.PARKED) is report.outcome
+    assert "; upper stays DUAL: readers read old, writers write both" in report.reason
+    assert ((0, None), State.DUAL) == (maintenance(psql), state(psql))
+    with Flags(FLAG).transaction(connect(shard), shard=shard.name) as view:
+        assert State.DUAL is view[FLAG]
+    later.rollback()
+    fleet.listener = None
+    fleet.stop.clear()
+    assert (await fleet.apply()).done
+    assert [] == psql.execute(WRONG).fetchall()
+
+
+async def test_a_busy_table_keeps_the_shard_closed_no_longer_than_somebody_inside(
+    shard: Shard, connect: Connect
+) -> None:
+    psql = await shop(shard, connect)
+    later = connect(shard, autocommit=False)
+    fleet = fleet_of([shard], SHOP, OFFLINE, maintenance={"drain_timeout_s": 0.2})
+    told(fleet, lambda event: isinstance(event, StepStarted) and later.execute("SELECT FROM customer"))
+
+    [report] = await fleet.apply()
+
+    assert (Outcome.PARKED, True) == (report.outcome, "stayed busy for 0.2 s" in report.reason)
+    assert ((0, None), State.OLD) == (maintenance(psql), state(psql))
+
+
+async def test_behind_a_closing_a_busy_table_is_waited_for_as_before(shard: Shard, connect: Connect) -> None:
+    await shop(shard, connect)
+    later = connect(shard, autocommit=False)
+    fleet = fleet_of([shard], SHOP, OFFLINE, NOTE, maintenance={"drain_timeout_s": 0.2})
+    waited: list[Event] = []
+
+    def be_in_the_way(event: Event) -> None:
+        if isinstance(event, MaintenanceSet) and event.mode == "off":
+            later.execute("SELECT FROM customer")
+        elif isinstance(event, Waiting):
+            waited.append(event)
+            if len(waited) > 1:  # a second later
+                later.rollback()
+
+    told(fleet, be_in_the_way)
+
+    assert (await fleet.apply()).done
+    assert len(waited) > 1
+
+
+async def test_whoever_leaves_a_shard_closed_says_so_in_its_report(shard: Shard, connect: Connect) -> None:
+    psql = await shop(shard, connect)
+    operator = connect(shard, autocommit=False)
+    fleet = fleet_of([shard], SHOP, OFFLINE, maintenance={"drain_timeout_s": 0.2})
+
+    def hold(event: Event) -> None:
+        if isinstance(event, FlagSwitched):
+            fleet.stop.set()
+            operator.execute("SELECT FROM shardmig.shard FOR UPDATE")
+
+    events = told(fleet, hold)
+    [report] = await fleet.apply()
+    operator.rollback()
+
+    said = f"`shardmig maintenance off --shard {shard.name}` opens it"
+    assert Outcome.INTERRUPTED is report.outcome
+    assert "; upper stays DUAL: " in report.reason
+    assert f"; the shard is still closed: `shardmig apply --shard {shard.name}` goes on, {said}" in report.reason
+    assert 1 == len([event for event in events if isinstance(event, Warned) and said in event.message])
+    assert (2, "0002_upper is being applied") == maintenance(psql)
+    fleet.listener = None
+    fleet.stop.clear()
+    assert (await fleet.apply()).done
+
+
+async def test_a_shard_that_was_quietly_left_closed_is_told_of(
+    shard: Shard, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop(*_: object) -> None:
+        raise Stopped
+
+    psql = await shop(shard, connect)
+    psql.execute(CLOSED_FOR_UPPER.encode())
+    monkeypatch.setattr("shardmig.closure.Closure.open_again", stop)
+
+    [report] = await fleet_of([shard], SHOP).apply()
+
+    assert Outcome.MAINTENANCE is report.outcome
+    assert report.reason.startswith(f"the shard is still closed: `shardmig apply --shard {shard.name}` goes on")
 
 
 async def test_a_stop_opens_the_shard(shard: Shard, connect: Connect) -> None:
