@@ -54,7 +54,8 @@ async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, r
     """
     Replace what is not finished of a plan, in one transaction; `amendable` has allowed it.
 
-    The progress of a move that is replaced is forgotten: its new statements write every row again.
+    The progress of a move that is replaced is forgotten: its new statements write every row again. A pause is not: an
+    operator wants the flag's moves to rest, whatever they are.
     """
     plan, shard = accepted.plan, session.shard.name
     open_numbers = [
@@ -80,10 +81,12 @@ async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, r
                         "UPDATE shardmig.migration SET sha256 = $3, plan = $4 WHERE shard = $1 AND revision = $2",
                         (*which, accepted.sha256, planfile.dumps(plan)),
                     ),
+                    Query(_REMEMBER_PAUSE, which),
                     Query("DELETE FROM shardmig.step WHERE shard = $1 AND revision = $2 AND status <> 'DONE'", which),
                     Query(
-                        "INSERT INTO shardmig.step (shard, revision, number, kind, sha256) "
-                        "SELECT $1, $2, n, k, h FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h)",
+                        "INSERT INTO shardmig.step (shard, revision, number, kind, sha256, paused) "
+                        "SELECT $1, $2, n, k, h, CASE k WHEN 'move' THEN nullif(current_setting('shardmig.paused'), '') END "
+                        "FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h)",
                         (*which, open_numbers, [step.kind for step in steps], [step_sha256(step) for step in steps]),
                     ),
                     Query(
@@ -98,3 +101,10 @@ async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, r
                     ),
                 ]
             )
+
+
+# Locked, so that no pause and no resume comes in between.
+_REMEMBER_PAUSE = """
+SELECT set_config('shardmig.paused', coalesce(max(paused), ''), true) FROM (
+    SELECT paused FROM shardmig.step WHERE shard = $1 AND revision = $2 FOR UPDATE) AS steps
+"""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fleets import SHOP, UPPER, fleet_of, plan
 
+from shardmig.events import Waiting
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Plan, Statement, Switch
 from shardmig.planfile import dumps, loads
@@ -116,6 +117,25 @@ async def test_a_flag_cannot_change_its_name_or_its_way(broken: list[Shard]) -> 
 
     assert Outcome.PLAN_CHANGED is report.outcome
     assert "a flag keeps its name" in report.reason
+
+
+async def test_what_an_operator_paused_rests_under_the_amended_plan_too(
+    broken: list[Shard], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
+    psql = connect(broken[1])
+    psql.execute("SELECT shardmig.pause('ratio', 'month end')")
+    fleet = fleet_of(broken[1:], SHOP, CAREFUL)
+
+    assert (await fleet.amend("0002_ratio", reason="r")).done
+
+    kinds = psql.execute("SELECT kind, paused FROM shardmig.step WHERE revision = '0002_ratio' ORDER BY number")
+    assert [("statement", None), ("switch", None), ("move", "month end"), ("switch", None)] == kinds.fetchall()
+    resting = Waiting(broken[1].name, "an operator paused it: month end")
+    fleet.listener = lambda event: fleet.stop.set() if event == resting else None
+    assert [Outcome.INTERRUPTED] == [one.outcome for one in await fleet.apply()]
+    psql.execute("SELECT shardmig.resume('ratio')")
+    fleet.stop.clear()
+    assert (await fleet.apply()).done
 
 
 async def test_where_a_revision_is_not_begun_there_is_nothing_to_amend(
