@@ -85,7 +85,8 @@ async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, r
                     Query("DELETE FROM shardmig.step WHERE shard = $1 AND revision = $2 AND status <> 'DONE'", which),
                     Query(
                         "INSERT INTO shardmig.step (shard, revision, number, kind, sha256, paused) "
-                        "SELECT $1, $2, n, k, h, CASE k WHEN 'move' THEN nullif(current_setting('shardmig.paused'), '') END "
+                        "SELECT $1, $2, n, k, h, "
+                        "CASE k WHEN 'move' THEN nullif(current_setting('shardmig.paused'), '') END "
                         "FROM unnest($3::int[], $4::text[], $5::text[]) AS s (n, k, h)",
                         (*which, open_numbers, [step.kind for step in steps], [step_sha256(step) for step in steps]),
                     ),
