@@ -14,7 +14,7 @@ from psycopg import errors as pg
 
 from shardmig import relaxation, switching
 from shardmig.checks import compare
-from shardmig.errors import CheckFailed, PreflightFailed, SwitchRefused
+from shardmig.errors import CheckFailed, PreflightFailed, SwitchedMeanwhile, SwitchRefused
 from shardmig.events import Warned
 from shardmig.keyset import bound
 from shardmig.ledger import translated
@@ -82,7 +82,7 @@ class Edges:
             self._refuse_one_way(accepted.plan, row)
         for edge in edges:
             self.steps.pass_on()
-            await self.steps.surely(partial(self._take, accepted.plan, edge))
+            await self._take(accepted.plan, edge)
 
     async def make_valid(self, plan: Plan, *, forward: bool, row: FlagRow | None = None) -> None:
         """
@@ -129,13 +129,25 @@ class Edges:
             )
 
     async def _take(self, plan: Plan, edge: Edge) -> None:
-        """Take one edge, if the flag has not taken it already."""
-        row = self.known.pop(plan.flag, None) or await switching.read_flag(self._turn.session, plan.flag)
-        if row.state != edge.target:
-            await self._earn(plan, row, edge)
-            await self._flip(plan, row, edge.target)
-        if edge.target is State.OLD:
-            await self._take_seeds_out(plan)
+        """Take one edge, if the flag has not taken it already; where it has, people may take it back meanwhile."""
+        first: FlagRow | None = None
+
+        async def take() -> None:
+            nonlocal first
+            row = self.known.pop(plan.flag, None) or await switching.read_flag(self._turn.session, plan.flag)
+            first = first or row
+            if row.state != edge.target:
+                if (row.state, row.epoch) != (edge.source, first.epoch):
+                    raise SwitchedMeanwhile(
+                        f"flag {plan.flag} was switched by somebody else meanwhile; apply goes on from where it is now",
+                        shard=self._turn.shard,
+                    )
+                await self._earn(plan, row, edge)
+                await self._flip(plan, row, edge.target)
+            if edge.target is State.OLD:
+                await self._take_seeds_out(plan)
+
+        await self.steps.surely(take)
 
     async def _earn(self, plan: Plan, row: FlagRow, edge: Edge) -> None:
         """Do what an edge's guard asks for."""

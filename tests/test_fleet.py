@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from fleets import COLUMN, NOTE, SHOP, UPPER, fleet_of, many, plan, run
-from servers import FaultProxy
+from servers import FaultProxy, proxied
 
 from shardmig.cli.results import _log_body, _status_body
 from shardmig.events import BatchDone, FlagSwitched, OutcomeReached, Parked, StepStarted, Waiting, Warned
@@ -549,6 +549,27 @@ async def test_a_flag_that_people_switch_meanwhile_parks_the_shard_and_says_to_g
 
     assert (PARKED, True) == (report.outcome, "was switched while it was drained; apply again" in report.reason)
     assert {"shop": State.LIVE, "upper": State.LIVE} == flags(six[0])
+
+
+async def test_what_people_switch_back_while_the_answer_to_a_flip_is_lost_stays_back(
+    six: list[Shard], servers: list[Server]
+) -> None:
+    await outcomes(fleet_of(six[:1], SHOP, UPPER), until=Until.MOVED)
+    with proxied(servers[0], six[0]) as (proxy, far):
+        cut = proxy.cut_after(skip=2)  # the turn is taken, and shop LIVE
+
+        def switch_back(event: Event) -> None:
+            if isinstance(event, Waiting):
+                run(six[0], "SELECT shardmig.switch('upper', 'DUAL', 'names look wrong')")
+
+        fleet = fleet_of([far], SHOP, UPPER)
+        fleet.listener = switch_back
+        [report] = await fleet.apply()
+
+    assert cut.struck.is_set()
+    assert PARKED is report.outcome
+    assert "flag upper was switched by somebody else meanwhile" in report.reason
+    assert State.DUAL == flags(six[0])["upper"]
 
 
 async def test_what_people_take_forward_and_back_from_psql_is_theirs_too(six: list[Shard]) -> None:
