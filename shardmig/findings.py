@@ -75,6 +75,7 @@ class Rows:
         name: as the plans name it.
         subscribed: whether logical replication writes it.
         columns: column → whether it is NOT NULL.
+        always: columns that are GENERATED ALWAYS AS IDENTITY.
         unique: columns of each valid, unconditional, immediate unique index on plain columns.
         walkable: columns of each valid, unconditional btree index, in order.
     """
@@ -82,6 +83,7 @@ class Rows:
     name: str
     subscribed: bool
     columns: dict[str, bool]
+    always: list[str]
     unique: list[list[str]]
     walkable: list[list[str]]
 
@@ -185,12 +187,13 @@ async def find(
 
 
 def _rows(name: str, subscribed: Result, columns: Result, indexes: Result) -> Rows:
-    names = {str(number): column for number, column, _ in columns.rows}
+    names = {str(number): column for number, column, *_ in columns.rows}
     keys = [([names[n] for n in key.split()[:width]], unique, btree) for key, width, unique, btree in indexes.rows]
     return Rows(
         name,
         subscribed.value,
-        columns={column: not_null for _, column, not_null in columns.rows},
+        columns={column: not_null for _, column, not_null, _ in columns.rows},
+        always=[column for _, column, _, always in columns.rows if always],
         unique=[key for key, unique, _ in keys if unique],
         walkable=[key for key, _, btree in keys if btree],
     )
@@ -241,7 +244,7 @@ FROM pg_class AS c WHERE c.oid = to_regclass($1)
 _ROWS = (
     "SELECT EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = to_regclass($1))",
     """
-SELECT a.attnum, a.attname, a.attnotnull FROM pg_attribute AS a
+SELECT a.attnum, a.attname, a.attnotnull, a.attidentity = 'a' FROM pg_attribute AS a
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
 """,
     """

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MoveRows", "collecting", "move_rows", "seed_rows"]
 
+_OVERRIDING = re.compile(r"\bOVERRIDING\s+SYSTEM\s+VALUE\b", re.IGNORECASE)
 _PARAMETER = re.compile(r"\$\d")
 
 
@@ -246,6 +247,7 @@ class MoveRows:
         key = self.key or _primary_key(self.table, tables, argument="key")
         _refuse_nullable(self.table, key, tables)
         target_key = self._target_key(key, tables)
+        self._refuse_always(target_key, tables)
         shape = Shape(self.table, key, self.into or "", target_key, self.where, self.touch_source)
         return Move(
             table=self.table,
@@ -316,6 +318,17 @@ class MoveRows:
                 "SQL, and the constraint begins with it and holds more columns"
             )
         return columns
+
+    def _refuse_always(self, target_key: tuple[str, ...], tables: Mapping[str, Table]) -> None:
+        """Refuse to fill what the server alone fills, unless the SQL insists."""
+        known = tables.get(self.into or "")
+        insists = isinstance(self.forward, str) and _OVERRIDING.search(self.forward)
+        for column in (*target_key, *(self.writes or self.forward)) if known and not insists else ():
+            if known and column in known.columns and known.columns[column].always:
+                raise ScriptError(
+                    f"{self.into}.{column} is GENERATED ALWAYS AS IDENTITY, so the move cannot fill it; create it with "
+                    "sa.Identity(), without always=True"
+                )
 
     def _finds_rows(self, carried: frozenset[str], unique: frozenset[str]) -> bool:
         """Say whether a constraint finds what a source row becomes: one row, or by hand several."""

@@ -315,7 +315,8 @@ class _RecordingImpl(PostgresqlImpl):
             type_sql = self.dialect.type_compiler_instance.process(column.type)
         except CompileError:
             type_sql = None
-        return Column(type_sql, nullable=bool(column.nullable))
+        always = column.identity is not None and bool(column.identity.always)
+        return Column(type_sql, nullable=bool(column.nullable), always=always)
 
 
 class _ScriptContext:

@@ -13,10 +13,18 @@ __all__ = ["Column", "Table"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that a script added: its type as SQL (None when it has none) and whether it may be NULL."""
+    """
+    A column that a script added.
+
+    Attributes:
+        type_sql: its type as SQL; None when it has none.
+        nullable: whether it may be NULL.
+        always: whether it is GENERATED ALWAYS AS IDENTITY.
+    """
 
     type_sql: str | None
     nullable: bool
+    always: bool = False
 
 
 @dataclass(frozen=True, slots=True)

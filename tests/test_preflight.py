@@ -415,6 +415,26 @@ async def test_of_a_table_that_is_not_there_the_one_is_told_that_is_meant(shop: 
     )
 
 
+async def test_a_source_key_that_the_server_alone_fills_is_not_touched(shop: Shard, connect: Connect) -> None:
+    owner = connect(shop, user="shop_owner")
+    owner.execute("ALTER TABLE orders ALTER COLUMN id SET GENERATED ALWAYS")
+    shape = derivation.Shape("orders", ("id",), "order_address", ("order_id",), touch=True)
+    plan = ORDER_ADDRESS.plan
+    [move] = [move for _, move in plan.moves]
+    forward = derivation.forward(shape, {column: column for column in move.writes})
+    touching = move.model_copy(update={"forward": forward, "touch_source": True})
+    steps = tuple(touching if step == move else step for step in plan.steps)
+    accepted = accept(plan.model_copy(update={"steps": steps}), earlier=PLANS[:2])
+    assert [] == await ask(shop, SPLIT_NAME, ORDER_ADDRESS)
+
+    [found] = await reasons(shop, SPLIT_NAME, accepted)
+
+    assert "orders.id is GENERATED ALWAYS AS IDENTITY, so no move may touch it; " in found
+    cure = found.partition("; ")[2].removesuffix(", or leave touch_source out")
+    owner.execute(cure.encode())
+    assert [] == await ask(shop, SPLIT_NAME, accepted)
+
+
 async def test_names_may_hold_quotes_and_big_letters(shard: Shard, connect: Connect) -> None:
     """Of a table that is not there in such a schema the one that is meant is told as well."""
     admin = connect(shard)

@@ -509,6 +509,22 @@ def test_a_move_and_the_dual_protocol_walk_through_dual(script: Callable[..., Sc
     assert (dual.has_move, dual.needs, dual.online) == (True, ("x",), False)
 
 
+@pytest.mark.parametrize("always", [True, False])
+def test_a_move_fills_no_key_that_the_server_alone_fills(script: Callable[..., Script], *, always: bool) -> None:
+    """The canary would say so, when structure is in place and writers write both."""
+    made = script(
+        f"""op.create_table("u", sa.Column("t_id", sa.BigInteger, sa.Identity(always={always}), primary_key=True),
+        sa.Column("a", sa.Text))""",
+        move="""move_rows("t", key="id", into="u", forward={"a": "a"})""",
+    )
+
+    if always:
+        with pytest.raises(ScriptError, match=r"u.t_id is GENERATED ALWAYS AS IDENTITY.*without always=True"):
+            render(made)
+    else:
+        assert render(made).moves[0][1].target_key == ("t_id",)
+
+
 def test_a_column_to_relax_names_its_table_when_there_are_several(script: Callable[..., Script]) -> None:
     with pytest.raises(ScriptError, match=r'write "table.b"'):
         render(script(head="relax = ('b',)"))

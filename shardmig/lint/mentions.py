@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from shardmig.plan import Move, Plan
 
-__all__ = ["ANY", "Mention", "columns_read", "mentions", "named", "relaxed", "unknown"]
+__all__ = ["ANY", "Mention", "columns_read", "columns_updated", "mentions", "named", "relaxed", "unknown"]
 
 ANY = "*"
 """Among the columns that a text reads: it reads whole rows."""
@@ -126,6 +126,16 @@ def columns_read(text: str) -> frozenset[str]:
     read = [node.get("fields") for node in nodes if node.kind == "ColumnRef"]
     whole = any(not isinstance(fields[-1], str) or (len(fields) == 1 and fields[0] in rows) for fields in read)
     return frozenset({fields[-1] for fields in read if isinstance(fields[-1], str)} | ({ANY} if whole else set()))
+
+
+def columns_updated(text: str, table: str) -> frozenset[str]:
+    """Return the columns of a table, named without its schema, that the UPDATEs of a text set."""
+    try:
+        nodes = sqltree.walk(sqltree.parse(text.replace(BATCH, f"${BATCH_NUMBER}")))
+    except sqltree.SqlError:
+        return frozenset()
+    updates = [node for node in nodes if node.kind == "UpdateStmt" and node.get("relation").get("relname") == table]
+    return frozenset(column.get("name") for update in updates for column in update.get("target_list", []))
 
 
 @dataclass(frozen=True, slots=True)
