@@ -56,6 +56,9 @@ async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, r
 
     The progress of a move that is replaced is forgotten: its new statements write every row again. A pause is not: an
     operator wants the flag's moves to rest, whatever they are.
+
+    Raises:
+        SwitchedMeanwhile: the flag is not as it was read, so nor is what is finished; nothing was replaced.
     """
     plan, shard = accepted.plan, session.shard.name
     open_numbers = [
@@ -65,12 +68,15 @@ async def amend(session: Session, accepted: AcceptedPlan, records: Records, *, r
     ]
     steps = [plan.steps[number - 1] for number in open_numbers]
     moves = any(isinstance(step, Move) for step in steps)  # one that was added moves rows, too, before LIVE
-    which = (shard, plan.revision)
+    which, flag = (shard, plan.revision), records.flags[plan.flag]
     async with in_turn(session) as turn:
         with translated(shard):
             await session.transact(
                 [
                     turn.hold(),
+                    Query(  # no edge; the flag as it was read is locked first, as whoever switches does
+                        "SELECT shardmig.take_edge($1, $2, $3, $3, $4)", (shard, flag.flag, flag.state, flag.epoch)
+                    ),
                     Query(
                         "INSERT INTO shardmig.amendment (shard, revision, sha256, plan, reason) "
                         "SELECT shard, revision, sha256, plan, $3 FROM shardmig.migration "

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fleets import SHOP, UPPER, fleet_of, plan
 
+from shardmig import amendment
 from shardmig.events import Waiting
 from shardmig.outcomes import Outcome
 from shardmig.plan import Move, Plan, Statement, Switch
 from shardmig.planfile import dumps, loads
+from shardmig.records import read_records
 from shardmig.states import State
+from shardmig.todo import Until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from shardmig.config import Shard
+    from shardmig.session import Session
 
 COLUMN = Statement(sql="ALTER TABLE customer ADD COLUMN ratio int")
 
@@ -136,6 +140,30 @@ async def test_what_an_operator_paused_rests_under_the_amended_plan_too(
     psql.execute("SELECT shardmig.resume('ratio')")
     fleet.stop.clear()
     assert (await fleet.apply()).done
+
+
+async def test_a_flag_that_is_switched_while_its_plan_is_amended_refuses_that(
+    broken: list[Shard], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
+    """Going back to OLD it forgets its moves: the row of one that was done would be gone, for good."""
+    shard, psql = broken[1], connect(broken[1])
+    assert (await fleet_of([shard], SHOP, CAREFUL).amend("0002_ratio", reason="names of three letters")).done
+    assert (await fleet_of([shard], SHOP, CAREFUL).apply(until=Until.MOVED)).done
+    later = CAREFUL.model_copy(update={"needs": ("shop",), "amends": (CAREFUL.sha256,)})
+    fleet = fleet_of([shard], SHOP, later)
+
+    async def amend_late(session: Session) -> None:
+        records = await read_records(session)
+        assert records is not None
+        psql.execute("SELECT shardmig.switch('ratio', 'OLD', 'by hand')")
+        await amendment.amend(session, fleet.plans[1], records, reason="r")
+
+    [report] = await fleet.each(amend_late)
+
+    assert Outcome.PARKED is report.outcome
+    assert "was switched by somebody else meanwhile" in report.reason
+    steps = psql.execute("SELECT number FROM shardmig.step WHERE revision = '0002_ratio' ORDER BY 1").fetchall()
+    assert [(1,), (2,), (3,), (4,)] == steps
 
 
 async def test_where_a_revision_is_not_begun_there_is_nothing_to_amend(
