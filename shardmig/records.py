@@ -182,7 +182,7 @@ class Records:
         """When the runner named there was seen last, by what it wrote; None without one."""
         if self.since is None:
             return None
-        steps = self.steps.values()
+        steps = [step for step in self.steps.values() if step.kind != "switch"]  # those are written for people, too
         wrote = (at for step in steps for at in (step.noted_at, step.started_at, step.finished_at) if at is not None)
         return max((self.since, *wrote))
 

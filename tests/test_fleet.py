@@ -713,6 +713,7 @@ async def test_where_nobody_is_at_work_nothing_takes_time_or_waits(six: list[Sha
         [waits] = await fleet.status()
         await Turn.take(session)  # the next runner, which has not come so far
         [elsewhere] = await fleet.status()
+    run(six[0], "UPDATE shardmig.step SET finished_at = '2101-01-01' WHERE kind = 'switch'")  # as psql's flip does
     [left] = await fleet.status()
     run(six[0], "UPDATE shardmig.step SET waiting = NULL, paused = 'sale' WHERE kind = 'move'")
     [paused] = await fleet.status()
