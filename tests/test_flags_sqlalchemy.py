@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -371,6 +372,51 @@ def test_a_chained_transaction_is_never_committed(
     assert ledger.connection.execute("SELECT full_name FROM customer").fetchone() == ("Ada Lovelace",)
     block("SELECT 1")
     assert ledger.connection.execute("SELECT full_name FROM customer").fetchone() == ("by an old view",)
+
+
+def _swallows(session: Session) -> None:
+    with suppress(exc.DBAPIError):
+        session.execute(text("SELECT 1 / 0"))
+
+
+def _chains(session: Session) -> None:
+    session.execute(text("COMMIT AND CHAIN"))
+    session.execute(text("UPDATE customer SET full_name = 'by an old view'"))
+
+
+@pytest.mark.parametrize("work", [_swallows, _chains])
+def test_a_refused_commit_leaves_no_transaction_open(
+    engine: Engine, ledger: Ledger, work: Callable[[Session], None]
+) -> None:
+    """SQLAlchemy takes a commit that failed for an end: without one, the next request would have met the last one's."""
+
+    def commits_by_itself() -> None:
+        with Session(engine) as session:
+            work(session)
+            session.commit()
+
+    with pytest.raises(WrongTransaction):
+        commits_by_itself()
+
+    open_ones = "SELECT state FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+    assert [] == ledger.connection.execute(open_ones).fetchall()
+    with Session(engine) as session:
+        assert "Ada Lovelace" == session.execute(text("SELECT full_name FROM customer")).scalar_one()
+
+
+async def test_a_refused_commit_of_an_async_session_leaves_no_transaction_open(
+    aengine: AsyncEngine, ledger: Ledger
+) -> None:
+    async def commits_by_itself() -> None:
+        async with AsyncSession(aengine) as session:
+            await session.run_sync(_swallows)
+            await session.commit()
+
+    with pytest.raises(WrongTransaction):
+        await commits_by_itself()
+
+    async with AsyncSession(aengine) as session:
+        assert "Ada Lovelace" == (await session.execute(text("SELECT full_name FROM customer"))).scalar_one()
 
 
 async def test_a_chained_transaction_of_an_async_session_is_never_committed(

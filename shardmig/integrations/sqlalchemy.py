@@ -142,7 +142,20 @@ class _Transactions:
         await self._flags.atransaction(driver, **how).__aenter__()
 
     def _committing(self, connection: Connection) -> None:
-        """Expire the view; refuse a COMMIT that the server would answer with a silent ROLLBACK."""
+        """
+        Expire the view; refuse a COMMIT that the server would answer with a silent ROLLBACK, and roll back.
+
+        SQLAlchemy takes a COMMIT that failed for the end of its transaction: it would go back to the pool open.
+        """
+        try:
+            self._refuse_to_commit(connection)
+        except Exception:
+            if not connection.invalidated and not connection.closed:
+                self._rolling_back(connection)
+                self._engine.dialect.do_rollback(connection.connection)
+            raise
+
+    def _refuse_to_commit(self, connection: Connection) -> None:
         driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
         known = self._flags.known(driver)
         had_view = known.committing()
