@@ -27,6 +27,7 @@ from shardmig.errors import (
     Fenced,
     InDoubt,
     LedgerOutdated,
+    LockNotObtained,
     ProofFailed,
     ShardError,
     SwitchRefused,
@@ -135,7 +136,8 @@ class Run:
 
         Raises:
             ShardError: of any kind; what committed before stays and is recorded.
-            LookAgain: something was refused, or lost, before the turn was taken; see `looking_again`.
+            LookAgain: something was refused, or lost, before the turn was taken, or the shard has to be opened first;
+                see `looking_again`.
         """
         if not todo:
             return True
@@ -150,6 +152,10 @@ class Run:
         modes: Sequence[Mode | None] = [None] * len(todo)
         if not by_people:
             modes = await maintenance.modes(self.session, todo, self.config.maintenance, listener=self.listener)
+        if self._closure.closed and modes[0] is None and arrival is None:
+            # Somebody was killed. What is done while a shard serves, which may be a large move, keeps nobody out.
+            why = "it could not be opened for what is done while it serves; apply again"
+            raise LookAgain from LockNotObtained(why, shard=records.shard)
         async with self._in_turn([] if arrival else self._beginning(todo, records), taken=arrival):
             fresh = {
                 (item.plan.revision, number)

@@ -683,6 +683,47 @@ async def test_a_runner_killed_in_the_middle_leaves_the_shard_closed_and_the_nex
     ).fetchall()
 
 
+async def test_after_a_kill_the_shard_serves_while_a_plan_is_applied_that_lets_it(
+    shard: Shard, connect: Connect
+) -> None:
+    psql = await shop(shard, connect)
+    offline = OFFLINE.model_copy(update={"parent": "0002_note", "revision": "0003_upper"})
+    fleet = fleet_of([shard], SHOP, COLUMN, offline)
+    assert (await fleet.apply(until=Until.STRUCTURE)).done
+    for order in [CLOSED_FOR_UPPER.replace("0002", "0003"), DUAL_BY_HAND]:
+        psql.execute(order.encode())
+    events = told(fleet)
+
+    assert (await fleet.apply()).done
+
+    seen = [
+        (event.flag, event.after) if isinstance(event, FlagSwitched) else event.mode
+        for event in events
+        if isinstance(event, (FlagSwitched, MaintenanceSet))
+    ]
+    before = [("upper", State.OLD), "off", ("note", State.LIVE)]
+    assert [*before, "offline", ("upper", State.DUAL), ("upper", State.LIVE), "off"] == seen
+
+
+async def test_after_a_kill_no_plan_that_lets_the_shard_serve_is_applied_while_nobody_can_open_it(
+    shard: Shard, connect: Connect
+) -> None:
+    psql = await shop(shard, connect)
+    psql.execute(CLOSED_FOR_UPPER.encode())
+    operator = connect(shard, autocommit=False)
+    operator.execute("SELECT FROM shardmig.shard FOR UPDATE")
+    fleet = fleet_of([shard], SHOP, COLUMN)
+
+    [report] = await fleet.apply()
+
+    assert Outcome.PARKED is report.outcome
+    assert "could not be opened for what is done while it serves" in report.reason
+    assert 1 == report.reason.count("; the shard is still closed: ")
+    operator.rollback()
+    assert (await fleet.apply()).done
+    assert (0, None) == maintenance(psql)
+
+
 async def test_after_a_kill_a_run_that_cannot_go_on_opens_the_shard_as_it_was(shard: Shard, connect: Connect) -> None:
     psql = await shop(shard, connect)
     killed(shard, "BatchDone")
