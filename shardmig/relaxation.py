@@ -177,6 +177,7 @@ async def refuse_mandatory(session: Session, plan: Plan) -> list[tuple[str, str]
     """
     mandatory: dict[int, list[tuple[str, str]]] = {}
     problems: dict[str, None] = {}
+    told: dict[tuple[str, str, str, str | None], int] = {}
     known: dict[str, bool] = {}
     for table, columns in _old_columns(plan).items():
         params = [quote_name(table), sorted(columns), sorted(_staying(plan, table))]
@@ -184,7 +185,11 @@ async def refuse_mandatory(session: Session, plan: Plan) -> list[tuple[str, str]
             relation = one.relation if one.level else table
             if one.kind == "mandatory" and f"{table}.{one.name}" in plan.relax:
                 mandatory.setdefault(one.level, []).append((relation, one.name))
-            elif one.harmless is None or not await _true(session, one.harmless, known):
+                continue
+            if one.harmless is not None and await _true(session, one.harmless, known):
+                continue
+            level = told.setdefault((table, one.name, one.kind, one.what), one.level)
+            if level == one.level:  # what the table demands, its partitions do, too
                 problems[_said(one, relation, f"{table}.{one.name}")] = None
     if problems:
         raise PreflightFailed(

@@ -185,3 +185,10 @@ async def test_relaxing_reaches_every_partition(shard: Shard) -> None:
 
         assert [] == await refuse_mandatory(session, plan)
         assert await can_go_on(session)
+
+
+async def test_what_a_table_demands_is_told_once_and_not_of_each_partition(shard: Shard) -> None:
+    async with made(shard, *PARTED, "ALTER TABLE t ALTER a SET NOT NULL") as session:
+        refused = await refusal(session, plan_of(same_table()))
+
+        assert ("t.a is NOT NULL" in refused, "t1.a" in refused) == (True, False)
