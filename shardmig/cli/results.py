@@ -233,7 +233,7 @@ def _differences(one: ShardStatus, other: ShardStatus) -> Iterator[str]:
         for name in dict.fromkeys([*left, *right]):
             if left.get(name) != right.get(name):
                 here, there = left.get(name, "not there"), right.get(name, "not there")
-                yield f"{what} {name}: {one.shard} {here}, {other.shard} {there}"
+                yield f"{what} {name}: {one.shard} {here}; {other.shard} {there}"
 
 
 def _plans_of(records: Records) -> dict[str, str]:
@@ -245,7 +245,15 @@ def _plans_of(records: Records) -> dict[str, str]:
 
 
 def _states_of(records: Records) -> dict[str, str]:
-    return {name: records.state(name).name for name in records.flags}
+    """Name each flag's state, and which representation holds all rows: a flip back may do without a check there."""
+    return {
+        name: _joined(
+            records.state(name).name,
+            *(f"{side} valid" for side, valid in (("old", row.old_valid), ("new", row.new_valid)) if valid),
+            sep=", ",
+        )
+        for name, row in records.flags.items()
+    }
 
 
 def show_history(found: Sequence[ShardStatus], output: str) -> NoReturn:

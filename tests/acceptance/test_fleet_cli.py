@@ -81,7 +81,17 @@ def test_two_shards_are_the_same_until_one_is_switched(project: Project) -> None
     project.run("switch", "split_name", "DUAL", "--shard", "us1")
 
     differ = project.run("gate", "--same", "eu1", "us1", code=1)
-    assert "flag split_name: eu1 LIVE, us1 DUAL" in differ.out
+    assert "flag split_name: eu1 LIVE, old valid, new valid; us1 DUAL, old valid, new valid" in differ.out
+
+
+def test_a_shard_whose_old_is_stale_is_like_none_where_it_is_valid(project: Project) -> None:
+    """Rows of it would be read as they were before DONE, where the other shard goes back without a check."""
+    project.run("apply", "--all")
+    project.run("switch", "split_name", "DONE", "--shard", "us1")
+    project.run("switch", "split_name", "LIVE", "--shard", "us1")
+
+    differ = project.run("gate", "--same", "eu1", "us1", code=1)
+    assert "flag split_name: eu1 LIVE, old valid, new valid; us1 LIVE, new valid" in differ.out
 
 
 def test_a_gate_of_the_configuration_takes_the_canary_back_and_halts(project: Project) -> None:
