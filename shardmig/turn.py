@@ -86,10 +86,9 @@ class Turn:
             SwitchedMeanwhile: the shard serves, which was closed: a standby that took over may lack that it was.
         """
         await self.session.reconnect()
-        # A raise whose answer was lost may have happened. Taking another runner's for ours does no harm: this session
-        # holds the shard's lock and the newest term, and every step is claimed and read anew.
-        self._raised += 1
-        [taken] = await self.session.flight([_raise_term(self.session, below=self.term + self._raised)])
+        # A raise of ours whose answer was lost may have happened; another's bears another name, or none any more.
+        upto, self._raised = self.term + self._raised, self._raised + 1
+        [taken] = await self.session.flight([_raise_term(self.session, since=self.term, upto=upto)])
         if not taken.rows:
             raise Fenced(None, shard=self.shard)
         self.term, self._raised = int(taken.value), 0
@@ -237,12 +236,13 @@ async def in_turn(session: Session) -> AsyncIterator[Turn]:
             await session.flight([turn.end()])
 
 
-def _raise_term(session: Session, *, below: int | None = None) -> Query:
-    """Take the turn; with `below`, from a lower term only: whoever finds a higher one leaves its owner's name there."""
+def _raise_term(session: Session, *, since: int | None = None, upto: int = 0) -> Query:
+    """Take the turn; with `since`, from that term or an older one, or `upto` a newer one that bears our name."""
+    among = "" if since is None else " AND (term <= $3 OR term <= $4 AND holder = $2)"
     return Query(
-        "UPDATE shardmig.runner SET term = term + 1, holder = $2, since = clock_timestamp() WHERE shard = $1"
-        f"{'' if below is None else ' AND term < $3'} RETURNING term",
-        (session.shard.name, holder_name(), *(() if below is None else (below,))),
+        "UPDATE shardmig.runner SET term = term + 1, holder = $2, since = clock_timestamp() "
+        f"WHERE shard = $1{among} RETURNING term",
+        (session.shard.name, holder_name(), *(() if since is None else (since, upto))),
     )
 
 

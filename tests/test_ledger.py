@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import psycopg
 import pytest
 from moving import FLAG, REVISION, VERSIONS, blocked, moving, plan_of, same_table
 from psycopg.conninfo import make_conninfo
+from servers import proxied
 
 from shardmig import ledger, switching
 from shardmig.config import SessionSettings, Shard
@@ -363,6 +365,27 @@ async def test_a_runner_that_was_overtaken_leaves_the_turn_as_it_finds_it(shard:
 
         found = connect(shard).execute("SELECT term, holder, since FROM shardmig.runner").fetchall()
         assert [(new.term, None, None)] == found
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_turn_whose_answer_was_lost_is_told_from_another_runners(
+    shard: Shard,
+    servers: list[local.Server],
+    ours: bool,  # noqa: FBT001
+) -> None:
+    """One turn has been taken since, in both cases: whoever took it left his name there, or ended it."""
+    with proxied(servers[0], shard) as (proxy, far):
+        async with moving(far, same_table(), T) as here:
+            cut = proxy.cut_after("UPDATE") if ours else proxy.cut_before("UPDATE shardmig.runner")
+            with pytest.raises(psycopg.OperationalError):
+                await here.turn.renew()
+            assert cut.struck.is_set()
+            if not ours:
+                async with open_session(shard, SessionSettings(), pg_versions=VERSIONS) as session:
+                    await session.flight([(await Turn.take(session)).end()])
+
+            with nullcontext() if ours else pytest.raises(Fenced):
+                await here.turn.renew()
 
 
 async def test_a_step_that_was_lost_to_another_runner_has_not_failed(shard: Shard) -> None:
