@@ -344,7 +344,11 @@ async def _rows(
             if blank.note is None:
                 last = None if step is None or row is None or row.new_valid else step.cursor
                 export = partial(mismatches.add, shard.name, plan.flag, move) if mismatches else None
-                blank = await _compared(session, move, state, blank, last=last, export=export)
+                # What was written in LIVE, new may know alone: behind it, and of a lossy move, either has to follow.
+                either = move.back_check is not None and (
+                    move.lossy if state is State.LIVE else row is not None and row.new_valid
+                )
+                blank = await _compared(session, move, state, blank, last=last, either=either, export=export)
             found.append(blank)
         after = await read_records(session)
     if row is not None and after is not None and after.flags[plan.flag].epoch != row.epoch:
@@ -372,12 +376,13 @@ async def _compared(
     blank: Disagreeing,
     *,
     last: Key | None,
+    either: bool,
     export: Callable[[Direction, Disagreement], None] | None,
 ) -> Disagreeing:
     rows = 0
     keys: list[tuple[str, ...]] = []
     direction: Direction = "back" if state is State.LIVE else "forward"
-    async for part in compare(session, move, direction, last=last):
+    async for part in compare(session, move, direction, last=last, either=either):
         rows += len(part.keys)
         keys += [tuple(key) for key in part.keys[: SHOWN - len(keys)]]
         if export is not None:

@@ -303,8 +303,10 @@ async def test_in_live_old_is_held_against_new(one: tuple[Looking, Shard], conne
     [live] = await verify_rows(here.config, split, [shard])
     await here.switch("split_name", State.DUAL, shard)
     [dual] = await verify_rows(here.config, split, [shard])
+    connect(shard).execute("UPDATE customer SET full_name = 'Grace Hopper'")
+    [wrong] = await verify_rows(here.config, split, [shard])
 
-    assert (0, 1) == (live.rows, dual.rows)
+    assert (0, 0, 1) == (live.rows, dual.rows, wrong.rows), "in DUAL behind it, what LIVE wrote is still right"
 
 
 async def test_rows_whose_source_is_gone_are_named(one: tuple[Looking, Shard], connect: Connect) -> None:
