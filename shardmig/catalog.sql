@@ -77,7 +77,12 @@ WHERE r.relkind IN ('r', 'p', 'v', 'm', 'f', 'c')
 UNION ALL
 SELECT 'constraint',
        format('%s.%I', r.object, k.conname),
-       pg_get_constraintdef(k.oid) || CASE WHEN k.convalidated THEN '' ELSE ', not validated' END
+       concat_ws(', ',
+           pg_get_constraintdef(k.oid),
+           CASE WHEN NOT k.convalidated THEN 'not validated' END,
+           CASE WHEN EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgconstraint = k.oid AND g.tgenabled IN ('D', 'R'))
+               THEN 'switched off' END  -- DISABLE TRIGGER ALL, on either table of a foreign key
+       )
 FROM relation AS r
 JOIN pg_constraint AS k ON k.conrelid = r.oid AND k.contype <> 'n'
 
