@@ -113,6 +113,7 @@ class _Looked:
     relaxed: frozenset[tuple[str, str]]
 
 
+_LOOKS = 5  # at a shard that a runner changes while it is looked at
 _LIFTED = "SELECT DISTINCT revision FROM shardmig.log WHERE shard = $1 AND action = 'relax'"
 
 
@@ -161,18 +162,29 @@ def _problem(error: ShardmigError | psycopg.Error) -> str:
 
 async def _look(config: Config, plans: Sequence[AcceptedPlan], shard: Shard) -> _Looked:
     async with open_session(shard, config.session, pg_versions=config.lint.pg_versions, purpose="read") as session:
-        catalog = await snapshot(session, _schemas(config, shard))
-        found = await read_records(session)
-        lifted = await session.execute(_LIFTED, [shard.name]) if found is not None else None
+        before = await _recorded(session, plans, shard)
+        for _ in range(_LOOKS):  # a runner at work may change both between catalog and ledger
+            catalog = await snapshot(session, _schemas(config, shard))
+            stands, before = before, await _recorded(session, plans, shard)
+            if stands == before:
+                break
+    return _Looked(shard, _comparable(catalog), *before)
+
+
+async def _recorded(
+    session: Session, plans: Sequence[AcceptedPlan], shard: Shard
+) -> tuple[int, int, frozenset[tuple[str, str]]]:
+    """Read up to which plan the ledger knows structure, as `_level` counts, and which columns a plan let go."""
+    found = await read_records(session)
+    lifted = await session.execute(_LIFTED, [shard.name]) if found is not None else None
     records, gone = found or Records(shard.name), {row[0] for row in lifted.rows} if lifted is not None else set()
-    level, begun = _level(plans, records)
     relaxed = {
         ("column", _column(shard, written))
         for accepted in plans
         if accepted.plan.revision in gone or records.state(accepted.plan.flag) is State.DONE
         for written in accepted.plan.relax
     }
-    return _Looked(shard, _comparable(catalog), level, begun, frozenset(relaxed))
+    return *_level(plans, records), frozenset(relaxed)
 
 
 def _schemas(config: Config, shard: Shard) -> list[str]:

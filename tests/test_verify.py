@@ -176,6 +176,25 @@ async def test_a_revision_in_progress_may_be_there_by_half(one: tuple[Looking, S
     assert not unknown.sound or unknown.revision == "0002_split_name"
 
 
+async def test_a_shard_that_changes_while_it_is_looked_at_is_looked_at_again(
+    shard: Shard, servers: list[local.Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(SHOP, tmp_path / "migrations")
+    here = Looking(Config.model_validate({"root": tmp_path, "shards": {shard.name: shard}}), servers[0])
+    await here.apply(shard, upto="0001_shop")
+    look = verification.snapshot
+
+    async def and_apply(*args: Any) -> Any:
+        monkeypatch.setattr(verification, "snapshot", look)
+        catalog = await look(*args)
+        await here.apply(shard)
+        return catalog
+
+    monkeypatch.setattr(verification, "snapshot", and_apply)
+
+    assert [True] == [verdict.sound for verdict in await here.verdict()]
+
+
 async def test_not_null_that_a_flag_in_done_let_go_is_no_drift(one: tuple[Looking, Shard], connect: Connect) -> None:
     here, shard = one
     await here.switch("split_name", State.DONE, shard)
