@@ -40,7 +40,7 @@ from shardmig.session import Query, is_connection_lost
 from shardmig.states import State
 from shardmig.steps import LookAgain, Steps, Stopped, looking_again
 from shardmig.structure import Structure
-from shardmig.turn import Turn, begin_migration, finish_migration
+from shardmig.turn import Turn, begin_migration, finish_migration, holder_name
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -96,7 +96,8 @@ class Run:
     _closure: Closure = field(init=False)
     _states: tuple[tuple[str, str], ...] = field(init=False, default=())
     _hurried: bool = field(init=False, default=False)
-    _term: int | None = field(init=False, default=None)  # the highest that may be this run's own, or was there before
+    _term: int | None = field(init=False, default=None)  # the highest that is this run's own, or was there before
+    _raised: int = field(init=False, default=0)  # how often it may be higher by now: answers were lost
 
     def __post_init__(self) -> None:
         """Take the shard for open."""
@@ -122,9 +123,10 @@ class Run:
             records = await read_records(self.session, known=known)
         if records is None:
             raise ShardError("the ledger was removed while it was read; apply again", shard=self.session.shard.name)
-        if self._term is not None and records.term > self._term:
+        raised = self._raised if records.holder == holder_name() else 0
+        if self._term is not None and records.term > self._term + raised:
             raise Fenced(None, shard=records.shard)
-        self._term = records.term
+        self._term, self._raised = records.term, 0
         return records
 
     async def apply(self, todo: Sequence[Todo], records: Records) -> bool:
@@ -296,17 +298,12 @@ class Run:
             if self.listener:
                 self.listener(Waiting(self.session.shard.name, "the connection was lost"))
             await self.session.reconnect()
-            self._may_have_taken()
+            self._raised += 1
             raise LookAgain from error
         self._begin(turn, flags_of(results[-1]))
 
-    def _may_have_taken(self) -> None:
-        """Let the next term be our own too: a raise whose answer was lost may have happened."""
-        if self._term is not None:
-            self._term += 1
-
     def _begin(self, turn: Turn, flags: dict[str, FlagRow]) -> None:
-        self._term = turn.term
+        self._term, self._raised = turn.term, 0
         self._steps = Steps(turn, self.stop, self.listener)
         self._edges = Edges(
             self._steps,
@@ -349,7 +346,7 @@ class Run:
         if found is None:
             return None
         self._hurried = True
-        self._may_have_taken()
+        self._term = records.term + 1  # the flight's own, if it came so far
         journey = Express(
             self.session, todo, records, found, self._positions(), self.reason, self._vouched, self.listener
         )

@@ -366,6 +366,27 @@ async def test_whoever_lost_the_connection_overrules_neither_another_runner_nor_
     assert {"shop": State.LIVE, "upper": State.DUAL} == states(two[1])
 
 
+async def test_whoever_lost_the_connection_before_a_switch_leaves_the_shard_to_who_switched_since(
+    two: list[Shard], servers: list[Server]
+) -> None:
+    await _apply(two[1:], SHOP, UPPER)
+    with proxied(servers[1], two[1]) as (proxy, far):
+        proxy.cut_before("UPDATE shardmig.runner")
+
+        def meanwhile(event: Event) -> None:
+            if isinstance(event, Waiting):
+                with ThreadPoolExecutor() as pool:
+                    other = fleet_of(two[1:], SHOP, UPPER).switch("upper", State.OLD)
+                    assert pool.submit(asyncio.run, other).result().done
+
+        fleet = fleet_of([far], SHOP, UPPER)
+        fleet.listener = meanwhile
+        [report] = await fleet.switch("upper", State.DUAL)
+
+    assert Outcome.PARKED is report.outcome
+    assert State.OLD is states(two[1])["upper"]
+
+
 async def test_a_server_that_does_not_come_back_leaves_the_shard_in_doubt(
     two: list[Shard], servers: list[Server]
 ) -> None:
