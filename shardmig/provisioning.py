@@ -1,18 +1,24 @@
 """
-A new shard after fifty migrations: structure and flags at once, without a drain or a move.
+A new shard after fifty migrations: structure and flags at once, without a drain or rows to move but seeds.
 
 That is sound because nobody was there before: the ledger's first commit registers the shard in maintenance, so that no
-application transaction ever begins on it until its flags stand, and every table that a flag is about is empty.
+application transaction ever begins on it until its flags stand, and every table that a flag is about holds nothing but
+what plans seed. That is moved as anywhere, in the order of the plans, but behind closed doors and in one transaction.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from psycopg import errors as pg
+
 from shardmig import ledger, relaxation
-from shardmig.errors import PreflightFailed
+from shardmig.checks import shown
+from shardmig.errors import CheckFailed, PreflightFailed
 from shardmig.keyset import bound
 from shardmig.ledger import os_user
+from shardmig.patience import refusal
+from shardmig.pgerrors import is_connection_lost
 from shardmig.plan import Move, Switch, quote_name
 from shardmig.records import read_records
 from shardmig.session import Query
@@ -82,14 +88,50 @@ async def provision(run: Run, plans: Sequence[AcceptedPlan], states: Mapping[str
 
 
 async def _raise_flags(session: Session, plans: Sequence[Plan], states: Mapping[str, State]) -> None:
-    """Take every flag to its state and open the shard, in one transaction."""
+    """Take every flag to its state, with the rows that seeds bring, and open the shard, in one transaction."""
     shard = session.shard.name
+    said = {"shardmig.os_user": os_user(), "shardmig.holder": holder_name()}
+    opened = Query("SELECT shardmig.maintenance('off', $2, $1)", (shard, "provisioned"))
     async with in_turn(session) as turn:
-        queries = [turn.hold(), *(query for plan in plans for query in _raised(shard, plan, states[plan.flag]))]
-        opened = Query("SELECT shardmig.maintenance('off', $2, $1)", (shard, "provisioned"))
         with ledger.translated(shard):
-            said = {"shardmig.os_user": os_user(), "shardmig.holder": holder_name()}
-            await session.transact([*queries, opened], local=said)
+            async with session.transaction(local=said):
+                await session.flight([turn.hold()])
+                for plan in plans:
+                    state = states[plan.flag]
+                    if state >= State.LIVE:
+                        await _move_rows(session, plan)
+                    await session.flight(list(_raised(shard, plan, state)))
+                await session.flight([opened])
+
+
+async def _move_rows(session: Session, plan: Plan) -> None:
+    """
+    Move all rows and compare them: those that this plan seeds, and what it makes of seeds of the plans before it.
+
+    Raises:
+        StepFailed: the server refused the move's SQL.
+        CheckFailed: rows disagree; the shard stays closed, and nothing is moved.
+    """
+    for number, move in plan.moves:
+        step = f"{plan.revision} step {number}"
+        moving, looks = [bound(move.forward, move, None, None)], [bound(move.check, move, None, None)]
+        if move.orphans is not None:  # a move with orphans has a purge; nobody is there who could bring a pair back
+            moving.append(bound(str(move.purge), move, None, None, target=True))
+            looks.append(bound(move.orphans, move, None, None, target=True))
+        try:
+            results = await session.flight([*moving, *looks])
+        except pg.Error as error:
+            if is_connection_lost(error):
+                raise
+            sql = session.failed.sql if session.failed else ""
+            raise refusal(error, sql, move.table, session.shard.name, step) from error
+        if wrong := [[str(value) for value in row] for result in results[len(moving) :] for row in result.rows]:
+            raise CheckFailed(
+                f"{move.table} disagrees after the move: {len(wrong)} rows, keys {shown(wrong)}; the shard stays "
+                "closed. Correct the move, and provision again",
+                shard=session.shard.name,
+                step=step,
+            )
 
 
 async def _refuse_rows(session: Session, plans: Sequence[Plan]) -> None:
@@ -106,7 +148,7 @@ async def _refuse_rows(session: Session, plans: Sequence[Plan]) -> None:
 
 
 def _raised(shard: str, plan: Plan, state: State) -> Iterator[Query]:
-    """Walk a flag through its edges; what each guard asks for is true of an empty, closed shard."""
+    """Walk a flag through its edges; what each guard asks for is true of a closed shard whose rows are moved."""
     which = (shard, plan.flag)
     for edge in route(State.OLD, state, has_move=plan.has_move):
         if edge.target is State.LIVE and plan.has_move:
@@ -116,8 +158,6 @@ def _raised(shard: str, plan: Plan, state: State) -> Iterator[Query]:
         yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
         yield Query("UPDATE shardmig.flag SET state = $3 WHERE shard = $1 AND flag = $2", (*which, int(edge.target)))
     yield Query("UPDATE shardmig.flag SET drained = true WHERE shard = $1 AND flag = $2", which)
-    if state >= State.LIVE:
-        yield from (bound(move.forward, move, None, None) for _, move in plan.moves if move.seed)
     done = [
         number
         for number, step in enumerate(plan.steps, 1)

@@ -308,3 +308,89 @@ async def test_a_new_shard_is_provisioned_with_the_seeds(
     (await new.provision()).raise_for_failures()
 
     assert WRITTEN == rows(connect(shards["eu2"]))
+
+
+LABEL = Move(
+    table="currency", key=("code",), writes=("label",),
+    forward="UPDATE currency SET label = 'l:' || code WHERE {batch}",
+    check="SELECT code FROM currency WHERE {batch} AND label IS DISTINCT FROM 'l:' || code",
+)  # fmt: skip
+SIGN = Move(
+    table="currency", key=("code",), target="sign", target_key=("code",), writes=("label",),
+    forward="WITH source AS MATERIALIZED (SELECT code, label FROM currency WHERE {batch} FOR SHARE) "
+    "INSERT INTO sign (code, label) SELECT code, label FROM source ON CONFLICT (code) DO UPDATE "
+    "SET label = excluded.label",
+    check="SELECT code FROM currency LEFT JOIN sign AS t USING (code) "
+    "WHERE {batch} AND (t.code IS NULL OR t.label IS DISTINCT FROM currency.label)",
+    orphans="SELECT code FROM sign WHERE {batch} AND NOT EXISTS (SELECT FROM currency AS s WHERE s.code = sign.code)",
+    purge="DELETE FROM sign WHERE {batch} AND NOT EXISTS (SELECT FROM currency AS s WHERE s.code = sign.code)",
+)  # fmt: skip
+
+
+def follower(revision: str, parent: str, sql: str, *moves: Move) -> Plan:
+    """Make a plan behind others."""
+    steps = (Statement(sql=sql), Switch(to=State.DUAL), *moves, Switch(to=State.LIVE))
+    return Plan(revision=revision, parent=parent, flag=revision[5:], script_sha256="0" * 64, steps=steps)
+
+
+LABELLED = follower("0003_label", "0002_currency", "ALTER TABLE currency ADD COLUMN label text", LABEL)
+ORPHAN = SeedRows("sign", [{"code": "XXX", "label": "none"}], ("code",)).derive({}, line=1)
+SIGNED = follower(
+    "0004_sign", "0003_label", "CREATE TABLE sign (code varchar(3) PRIMARY KEY, label text)", ORPHAN, SIGN
+)
+
+
+async def test_a_new_shard_has_what_later_plans_make_of_the_seeds_of_earlier_ones(
+    shards: dict[str, Shard], connect: Connect
+) -> None:
+    """Each move finds what stands before it: seeds, and what another move has made of them."""
+    history = (plan(seed()), LABELLED, SIGNED)
+    (await fleet_of([shards["eu1"]], *history).apply(aware="1")).raise_for_failures()
+    new = replace(fleet_of([shards["eu1"], shards["eu2"]], *history), targets=[shards["eu2"]])
+    (await new.provision()).raise_for_failures()
+
+    found = [
+        (rows(psql), psql.execute("SELECT * FROM sign ORDER BY code").fetchall())
+        for psql in (connect(shards["eu1"]), connect(shards["eu2"]))
+    ]
+    assert found[0] == found[1]
+    assert [("EUR", "l:EUR"), ("USD", "l:USD"), ("Ä--", "l:Ä--")] == found[1][1]
+
+
+async def test_a_flag_that_is_not_live_elsewhere_leaves_the_seeds_to_its_own_move(
+    shards: dict[str, Shard], connect: Connect
+) -> None:
+    history = (plan(seed()), LABELLED)
+    old = fleet_of([shards["eu1"]], *history)
+    (await old.apply(aware="1")).raise_for_failures()
+    (await old.switch("label", State.DUAL)).raise_for_failures()
+    new = replace(fleet_of([shards["eu1"], shards["eu2"]], *history), targets=[shards["eu2"]])
+    (await new.provision()).raise_for_failures()
+    psql = connect(shards["eu2"])
+    assert [(None,)] * 3 == psql.execute("SELECT label FROM currency").fetchall()
+
+    (await new.switch("label", State.LIVE)).raise_for_failures()
+    assert [("l:EUR",), ("l:USD",), ("l:Ä--",)] == psql.execute("SELECT label FROM currency ORDER BY code").fetchall()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"forward": "UPDATE currency SET label = 'x' WHERE {batch}"}, "currency disagrees after the move: 3 rows"),
+        ({"forward": "UPDATE currency SET label = (1 / 0)::text WHERE {batch}"}, "division by zero"),
+    ],
+)
+async def test_a_new_shard_whose_seeds_a_move_does_not_bear_stays_closed(
+    shard: Shard, psql: psycopg.Connection[Any], wrong: dict[str, str], said: str
+) -> None:
+    move = LABEL.model_copy(update=wrong)
+    behind = LABELLED.model_copy(update={"steps": tuple(move if step is LABEL else step for step in LABELLED.steps)})
+    [report] = await fleet_of([shard], plan(seed()), behind).provision()
+
+    assert said in report.reason
+    assert "0003_label step 3" in report.reason
+    assert [] == rows(psql)
+    assert [("currency", 0), ("label", 0)] == psql.execute(
+        "SELECT flag, state FROM shardmig.flag ORDER BY 1"
+    ).fetchall()
+    assert [(2,)] == psql.execute("SELECT maintenance FROM shardmig.shard").fetchall()

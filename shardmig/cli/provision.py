@@ -24,7 +24,8 @@ def provision(
     """
     Bring an empty database straight to the fleet's structure and to each flag's lowest state there.
 
-    Nothing is drained or moved: until its flags stand, the new shard is in maintenance and nobody can enter.
+    Nothing is drained, and nothing moved but what plans seed: until its flags stand, the new shard is in maintenance
+    and nobody can enter.
     """
     from shardmig.cli import progress, project, results
 
