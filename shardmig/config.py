@@ -181,8 +181,9 @@ class Lint(_Section):
         pg_versions: oldest and newest server major of the fleet.
         schemas: schemas that plans may create tables in.
         known_types: types beyond PostgreSQL's own that new columns may have.
-        known_functions: functions that defaults, indexes and moves may call.
-        known_columns: columns ("table.column") that people gave to tables of plans by hand, on every shard.
+        known_functions: functions that defaults, indexes and moves may call, or triggers of tables that get a column.
+        known_columns: columns ("table.column") that people gave to tables of plans by hand, on every shard, and those
+            behind foreign tables.
         imports: modules that scripts may import beyond the standard list.
         start_after: revision up to which history is not judged (adopted from plain Alembic).
         app: files and directories of application code, from where shardmig.toml lies; `check` judges them.

@@ -27,7 +27,7 @@ from shardmig.states import State
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from shardmig.config import Pace
+    from shardmig.config import Config, Pace
     from shardmig.keyset import Range
     from shardmig.plan import Move
     from shardmig.records import Records, StepRow
@@ -92,7 +92,7 @@ class Forecast:
         return f"{self.table}: {self.estimate}"
 
 
-async def forecasts(session: Session, pace: Pace, todo: Sequence[Todo], records: Records) -> tuple[Forecast, ...]:
+async def forecasts(session: Session, config: Config, todo: Sequence[Todo], records: Records) -> tuple[Forecast, ...]:
     """
     Estimate every move that applying would make on a shard, less what was moved there before.
 
@@ -101,10 +101,10 @@ async def forecasts(session: Session, pace: Pace, todo: Sequence[Todo], records:
     """
     if not todo:
         return ()
-    await preflight(session, *(item.accepted for item in todo))
+    await preflight(session, *(item.accepted for item in todo), lint=config.lint)
     found = []
     for revision, number, move in [place for item in todo for place in _moves_left(item, records)]:
-        guess = await _guess(session, move, pace)
+        guess = await _guess(session, move, config.pace)
         step = records.steps.get((revision, number))
         found.append(Forecast(revision, number, move.table, _less(guess, step)))
     return tuple(found)

@@ -3,7 +3,8 @@ What a shard is like where plans touch it: their tables, the server's abilities,
 
 One round trip asks for no more than these plans need, for a new server process pays for every catalog that it has not
 yet seen. Another one follows where rows are moved between tables that react (triggers, foreign keys, rules, children),
-and where anything is published. Tables that the plans themselves create do not exist yet and are not asked about. Free
+where a table with triggers or children gets columns, and where anything is published or rows to be moved may be written
+by a subscription. Tables that the plans themselves create do not exist yet and are not asked about. Free
 disk is not asked either: PostgreSQL does not tell it to a client, and a guess would only look like an answer.
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from shardmig.lint.added import Added, added
 from shardmig.lint.mentions import named
 from shardmig.plan import Statement, quote_name
-from shardmig.reactions import ASKED, NONE, reactions_of
+from shardmig.reactions import NONE, WHOLE, reactions_of
 from shardmig.session import Query
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ class Table:
         owner: its owner.
         owned: whether this session may do what only the owner may.
         referable: whether a foreign key of this session's tables may reference it.
-        row_security: whether policies may hide rows.
+        row_security: whether policies would hide rows from the role that this session works as.
         reacts: whether it has, or once had, triggers, foreign keys on either side, rules or children.
         parent: whether it has, or once had, children.
+        fires: whether it has triggers that people made.
         oid: which it is.
         columns: how many it has had so far, dropped ones included.
         file: where its rows are; a rewrite changes that.
@@ -59,6 +61,7 @@ class Table:
     row_security: bool
     reacts: bool
     parent: bool
+    fires: bool
     oid: int
     columns: int
     file: int
@@ -73,7 +76,6 @@ class Rows:
 
     Attributes:
         name: as the plans name it.
-        subscribed: whether logical replication writes it.
         columns: column → whether it is NOT NULL.
         always: columns that are GENERATED ALWAYS AS IDENTITY.
         unique: columns of each valid, unconditional, immediate unique index on plain columns.
@@ -81,7 +83,6 @@ class Rows:
     """
 
     name: str
-    subscribed: bool
     columns: dict[str, bool]
     always: list[str]
     unique: list[list[str]]
@@ -107,15 +108,22 @@ class Grantees:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Publications of all tables, and those of each table asked about."""
+    """Publications of all tables, of each schema's, and of each table asked about or of a partition of its."""
 
     all_tables: list[str]
+    schemas: dict[str, list[str]]
     tables: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What was found, for these plans."""
+    """
+    What was found, for these plans.
+
+    Attributes:
+        plans, server, grantees, lz4, tables, rows, reactions, published: as their types say; by name of the table.
+        subscribed: tables moved that logical replication writes, or partitions of theirs.
+    """
 
     plans: tuple[AcceptedPlan, ...]
     server: Server
@@ -125,6 +133,7 @@ class Findings:
     rows: dict[str, Rows]
     reactions: Reactions
     published: Published
+    subscribed: frozenset[str]
 
     def coming(self, table: str) -> str | None:
         """Return the statement of these plans that creates a table."""
@@ -158,6 +167,7 @@ async def find(
     session: Session, plans: tuple[AcceptedPlan, ...], along: Sequence[Query]
 ) -> tuple[Findings, list[Result]]:
     """Ask what these plans need to know, and questions of the caller's along with it, whose answers come second."""
+    home = session.shard.schema_name
     names = sorted({name for accepted in plans for name in touched(accepted)})
     asked = (names, [quote_name(name) for name in names])
     moved = sorted({name for accepted in plans for name in _moved(accepted)})
@@ -167,6 +177,7 @@ async def find(
                 Query(_SERVER),
                 *([Query(_GRANTEES, [list(session.settings.grant)])] if session.settings.grant else []),
                 *([Query(_HAS_LZ4)] if mention_lz4(plans) else []),
+                *([Query(_SUBSCRIBES)] if moved else []),
                 *(Query(_TABLE, [quote_name(name)]) for name in names),
                 *(Query(sql, [quote_name(name)]) for name in moved for sql in _ROWS),
                 *along,
@@ -176,22 +187,27 @@ async def find(
     server = Server(*next(flight).rows[0])
     grantees = Grantees(*next(flight).rows[0]) if session.settings.grant else Grantees([], [])
     lz4 = next(flight).value if mention_lz4(plans) else True
+    subscribes = next(flight).value if moved else False
     tables = {name: Table(name, *row) for name in names for row in next(flight).rows}
     asked_rows = {name: [next(flight) for _ in _ROWS] for name in moved}
     rows = {name: _rows(name, *found) for name, found in asked_rows.items() if name in tables}
     answers = list(flight)
-    watched = bool(moved) and any(table.reacts for table in tables.values())
+    widened = {table for accepted in plans for table in added(accepted.plan, home).columns}
+    watched = any(
+        (moved and table.reacts) or ((table.fires or table.parent) and named(name, home) in widened)
+        for name, table in tables.items()
+    )
     reactions = await reactions_of(session, asked) if watched else NONE
-    published = await _published(session, asked) if server.publishes else Published([], {})
-    return Findings(plans, server, grantees, lz4, tables, rows, reactions, published), answers
+    published = await _published(session, asked) if server.publishes else Published([], {}, {})
+    subscribed = await _subscribed(session, moved) if subscribes else frozenset()
+    return Findings(plans, server, grantees, lz4, tables, rows, reactions, published, subscribed), answers
 
 
-def _rows(name: str, subscribed: Result, columns: Result, indexes: Result) -> Rows:
+def _rows(name: str, columns: Result, indexes: Result) -> Rows:
     names = {str(number): column for number, column, *_ in columns.rows}
     keys = [([names[n] for n in key.split()[:width]], unique, btree) for key, width, unique, btree in indexes.rows]
     return Rows(
         name,
-        subscribed.value,
         columns={column: not_null for _, column, not_null, _ in columns.rows},
         always=[column for _, column, _, always in columns.rows if always],
         unique=[key for key, unique, _ in keys if unique],
@@ -200,8 +216,14 @@ def _rows(name: str, subscribed: Result, columns: Result, indexes: Result) -> Ro
 
 
 async def _published(session: Session, asked: tuple[list[str], list[str]]) -> Published:
-    all_tables, tables = await session.flight([Query(_ALL_TABLES), Query(_PUBLISHED, asked)])
-    return Published(all_tables.value, dict(tables.rows))
+    of_schemas = [Query(_PUBLISHED_SCHEMAS)] if session.server_version >= _SCHEMAS_PUBLISHED_SINCE else []
+    all_tables, tables, *schemas = await session.flight([Query(_ALL_TABLES), Query(_PUBLISHED, asked), *of_schemas])
+    return Published(all_tables.value, {name: who for found in schemas for name, who in found.rows}, dict(tables.rows))
+
+
+async def _subscribed(session: Session, moved: list[str]) -> frozenset[str]:
+    found = await session.execute(_SUBSCRIBED, [moved, [quote_name(name) for name in moved]])
+    return frozenset(name for (name,) in found.rows)
 
 
 def mention_lz4(plans: Iterable[AcceptedPlan]) -> bool:
@@ -234,15 +256,15 @@ def _moved(accepted: AcceptedPlan) -> Iterator[str]:
 
 _TABLE = """
 SELECT c.relkind::text, pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'),
-       has_table_privilege(c.oid, 'REFERENCES'), c.relrowsecurity,
+       has_table_privilege(c.oid, 'REFERENCES'), row_security_active(c.oid),
        c.relhastriggers OR c.relhasrules OR c.relhassubclass, c.relhassubclass,
+       c.relhastriggers AND EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
        c.oid, c.relnatts, c.relfilenode, c.relpages, c.reltuples
 FROM pg_class AS c WHERE c.oid = to_regclass($1)
 """
 
 # 403 is the access method btree, on every server.
 _ROWS = (
-    "SELECT EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = to_regclass($1))",
     """
 SELECT a.attnum, a.attname, a.attnotnull, a.attidentity = 'a' FROM pg_attribute AS a
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
@@ -255,14 +277,28 @@ WHERE i.indrelid = to_regclass($1) AND i.indisvalid AND i.indpred IS NULL AND i.
 """,
 )
 
-# $1 are names as the plans write them, $2 the same for regclass.
-_PUBLISHED = f"""
-SELECT asked.name, array_agg(p.pubname::text ORDER BY p.pubname)
-FROM {ASKED}
-JOIN pg_class AS c ON c.oid = to_regclass(asked.address)
+# $1 are names as the plans write them, $2 the same for regclass. A partitioned table is published and subscribed to as
+# its partitions, unless somebody said otherwise.
+_PUBLISHED = f"""{WHOLE}
+SELECT asked.name, array_agg(DISTINCT p.pubname::text ORDER BY p.pubname::text)
+FROM asked
+JOIN pg_class AS c ON c.oid = asked.oid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 JOIN pg_publication_tables AS p ON p.schemaname = n.nspname AND p.tablename = c.relname
 GROUP BY asked.name
+"""
+
+_SUBSCRIBED = f"""{WHOLE}
+SELECT DISTINCT asked.name FROM asked JOIN pg_subscription_rel AS s ON s.srrelid = asked.oid
+"""
+
+_SCHEMAS_PUBLISHED_SINCE = 150_000  # FOR TABLES IN SCHEMA
+_PUBLISHED_SCHEMAS = """
+SELECT n.nspname::text, array_agg(p.pubname::text ORDER BY p.pubname)
+FROM pg_publication_namespace AS s
+JOIN pg_publication AS p ON p.oid = s.pnpubid
+JOIN pg_namespace AS n ON n.oid = s.pnnspid
+GROUP BY n.nspname
 """
 
 _SERVER = """
@@ -270,6 +306,7 @@ SELECT has_schema_privilege(current_schema(), 'CREATE'), EXISTS (SELECT FROM pg_
        EXISTS (SELECT FROM pg_event_trigger AS e WHERE e.evtenabled <> 'D')
 """
 _HAS_LZ4 = "SELECT EXISTS (SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY(enumvals))"
+_SUBSCRIBES = "SELECT EXISTS (SELECT FROM pg_subscription_rel)"
 _ALL_TABLES = "SELECT ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables ORDER BY pubname)"
 
 _GRANTEES = """

@@ -9,15 +9,17 @@ from shardmig.catalog import mode_of
 from shardmig.errors import PreflightFailed
 from shardmig.findings import find, mention_lz4
 from shardmig.keys import key_problems, unwalked
-from shardmig.lint.mentions import columns_updated, mentions, relaxed, unknown
+from shardmig.lint.added import added
+from shardmig.lint.mentions import columns_updated, mentions, named, relaxed, unknown
 from shardmig.nearest import nearest
 from shardmig.plan import Move, Statement
-from shardmig.reactions import reaction_problems, reaction_warnings
+from shardmig.reactions import reaction_problems, reaction_warnings, widening_problems
 from shardmig.session import Query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from shardmig.config import Lint
     from shardmig.findings import Findings, Grantees, Rows, Table
     from shardmig.plan import AcceptedPlan
     from shardmig.session import Result, Session
@@ -44,13 +46,14 @@ class Ready(NamedTuple):
     answers: list[Result]
 
 
-async def preflight(session: Session, *plans: AcceptedPlan, along: Sequence[Query] = ()) -> Ready:
+async def preflight(session: Session, *plans: AcceptedPlan, lint: Lint, along: Sequence[Query] = ()) -> Ready:
     """
     Ask a shard whether plans can be applied there.
 
     Args:
         session: on the shard, as the owner.
         plans: everything that is to be applied, so that a plan may build on tables of one before it.
+        lint: what people vouch for.
         along: questions of the caller's, for the same round trip.
 
     Raises:
@@ -60,13 +63,14 @@ async def preflight(session: Session, *plans: AcceptedPlan, along: Sequence[Quer
     problems = [*_grant_problems(session, findings.grantees)]
     for accepted in plans:
         problems += _structure_problems(accepted, findings)
+        problems += _widening_problems(accepted, findings, session.shard.schema_name, lint)
         for _, move in accepted.plan.moves:
-            problems += _move_problems(move, findings)
+            problems += _move_problems(move, findings, session.settings.owner or session.login)
     problems += await _name_problems(session, findings)
     if problems := list(dict.fromkeys(problems)):
         several = "\n  - ".join(["the shard is not ready:", *problems])
         raise PreflightFailed(problems[0] if len(problems) == 1 else several, shard=session.shard.name)
-    return Ready(list(dict.fromkeys(_warnings(plans, findings))), findings, answers)
+    return Ready(list(dict.fromkeys(_warnings(plans, findings, session.shard.schema_name))), findings, answers)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -113,11 +117,23 @@ def _rights_problems(table: Table, step: Statement) -> Iterator[str]:
         )
 
 
-def _move_problems(move: Move, findings: Findings) -> Iterator[str]:
+def _widening_problems(accepted: AcceptedPlan, findings: Findings, home: str, lint: Lint) -> Iterator[str]:
+    columns = added(accepted.plan, home).columns
+    for table in findings.tables:
+        yield from widening_problems(
+            table,
+            columns.get(named(table, home), ()),
+            findings.reactions,
+            functions=lint.known_functions,
+            held=lint.known_columns,
+        )
+
+
+def _move_problems(move: Move, findings: Findings, role: str) -> Iterator[str]:
     source = findings.tables.get(move.table)
     target = findings.tables.get(move.target) if move.target is not None else source
     for table in {id(table): table for table in (source, target) if table is not None}.values():
-        yield from _moved_table_problems(table, findings.rows[table.name])
+        yield from _moved_table_problems(table, findings, role)
     if source is not None:
         rows = findings.rows[source.name]
         yield from key_problems(source.name, move.key, columns=rows.columns, unique=rows.unique)
@@ -159,7 +175,7 @@ def _finds_rows(move: Move, unique: Iterable[Sequence[str]]) -> bool:
     return any(set(columns) == held or (named != held and set(columns[: len(held)]) == held) for columns in unique)
 
 
-def _moved_table_problems(table: Table, rows: Rows) -> Iterator[str]:
+def _moved_table_problems(table: Table, findings: Findings, role: str) -> Iterator[str]:
     if table.kind not in {"r", "p"}:
         yield f"{table.name} is {_KINDS.get(table.kind, 'no table')}; rows can only be moved between tables"
     elif not table.owned:
@@ -169,13 +185,19 @@ def _moved_table_problems(table: Table, rows: Rows) -> Iterator[str]:
         )
     if table.row_security:
         yield (
-            f"table {table.name} has row level security: policies could hide rows from a move and its check alike; "
-            f"ALTER TABLE {table.name} DISABLE ROW LEVEL SECURITY while rows are moved"
+            f"table {table.name} has row level security that binds {role} too: policies could hide rows from a move "
+            f"and its check alike; ALTER ROLE {role} BYPASSRLS, or, where the application works as {role}, "
+            f"set session.owner to a member of {table.owner} that has BYPASSRLS"
         )
-    if rows.subscribed:
+    if table.name in findings.subscribed:
         yield (
             f"table {table.name} is written by logical replication, which knows nothing of dual writes; "
             "move its rows where they come from"
+        )
+    if foreign := findings.reactions.foreign.get(table.name):
+        yield (
+            f"rows of {table.name} lie behind a foreign table ({', '.join(foreign)}), where no batch commits "
+            "together with its progress; bring them into a partition of this server first"
         )
 
 
@@ -219,13 +241,20 @@ SELECT ARRAY(SELECT c.relname::text FROM pg_class AS c
 # What somebody should know
 
 
-def _warnings(plans: Iterable[AcceptedPlan], findings: Findings) -> Iterator[str]:
+def _warnings(plans: Iterable[AcceptedPlan], findings: Findings, home: str) -> Iterator[str]:
     for accepted in plans:
         if findings.published.all_tables and accepted.creates:
             yield (
                 f"publication {findings.published.all_tables[0]} is FOR ALL TABLES: "
                 f"subscribers need {', '.join(accepted.creates.values())} before rows arrive there"
             )
+        for name in accepted.creates.values():
+            schema = name.rpartition(".")[0] or home
+            if publications := findings.published.schemas.get(schema):
+                yield (
+                    f"publication {publications[0]} is FOR TABLES IN SCHEMA {schema}: "
+                    f"subscribers need {name} before rows arrive there"
+                )
         for name in accepted.locks.values():
             if publications := findings.published.tables.get(name):
                 yield (

@@ -2,7 +2,7 @@
 What a table does by itself when its rows are written: triggers, rules, and foreign keys that write or delete rows.
 
 They were made for the application's own writes: a move, and the way back, would set them off too, or they write past
-the application's dual writes.
+the application's dual writes. And they were made for the columns that there were: one more may break them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,33 @@ from typing import TYPE_CHECKING
 from shardmig.session import Query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from shardmig.plan import Move
     from shardmig.session import Session
 
-__all__ = ["ASKED", "NONE", "Cascade", "Reactions", "Trigger", "reaction_problems", "reaction_warnings", "reactions_of"]
+__all__ = [
+    "NONE",
+    "WHOLE",
+    "Cascade",
+    "Reactions",
+    "Trigger",
+    "reaction_problems",
+    "reaction_warnings",
+    "reactions_of",
+    "widening_problems",
+]
 
 _DIES_WITH = re.compile(r"\bREFERENCES\b.*\bON\s+DELETE\s+CASCADE\b", re.IGNORECASE | re.DOTALL)
+
+# A row written out as so many values: NEW.*, (OLD).*, and $1.* of EXECUTE … USING NEW.
+_SPREAD = re.compile(r"(?:\b(?:NEW|OLD)\b|\$\d+)\s*\)?\s*\.\s*\*", re.IGNORECASE)
+_ROW = r"(?:\b(?:NEW|OLD)\s*\.\s*\*|\bROW\s*\(\s*(?:NEW|OLD)\s*\.\s*\*\s*\))"
+_COPES = re.compile(
+    r"\b(?:to_jsonb?|row_to_json|hstore)\s*\(\s*(?:NEW|OLD)\s*\.\s*\*\s*\)"  # one value, whatever the columns
+    rf"|{_ROW}\s*(?:IS\s+(?:NOT\s+)?DISTINCT\s+FROM|=|<>|!=)\s*{_ROW}",  # both sides have one more
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +51,17 @@ class Trigger:
     Attributes:
         columns: the columns of UPDATE OF; without them any write may fire it.
         rewrites: it sees rows on their way in (BEFORE … FOR EACH ROW) and may change any column of theirs.
+        schema, function: what it calls; None of a rule.
+        spreads: the text of that function, where it fires for each row and something is written out there with ".*".
     """
 
     table: str
     name: str
     columns: list[str]
     rewrites: bool
+    schema: str | None
+    function: str | None
+    spreads: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +86,73 @@ class Cascade:
 
 @dataclass(frozen=True, slots=True)
 class Reactions:
-    """What tables that were asked about do by themselves."""
+    """
+    What tables that were asked about do by themselves.
+
+    Attributes:
+        triggers, cascades: of theirs.
+        columns: table → the columns that it has.
+        foreign: table → those of its partitions, or of tables that inherit from it, that are foreign tables.
+    """
 
     triggers: list[Trigger]
     cascades: list[Cascade]
+    columns: dict[str, list[str]]
+    foreign: dict[str, list[str]]
 
 
-NONE = Reactions([], [])
+NONE = Reactions([], [], {}, {})
 
 
 async def reactions_of(session: Session, asked: tuple[list[str], list[str]]) -> Reactions:
     """Ask what tables do by themselves: their names as the plans write them, and the same for regclass."""
-    triggers, cascades = await session.flight([Query(_TRIGGERS, asked), Query(_CASCADES, asked)])
-    return Reactions([Trigger(*row) for row in triggers.rows], [Cascade(*row) for row in cascades.rows])
+    triggers, cascades, columns, foreign = await session.flight(
+        [Query(sql, asked) for sql in (_TRIGGERS, _CASCADES, _COLUMNS_OF, _FOREIGN)]
+    )
+    return Reactions(
+        [Trigger(*row) for row in triggers.rows],
+        [Cascade(*row) for row in cascades.rows],
+        dict(columns.rows),
+        dict(foreign.rows),
+    )
+
+
+def widening_problems(
+    table: str, coming: Collection[str], reactions: Reactions, *, functions: Collection[str], held: Collection[str]
+) -> Iterator[str]:
+    """
+    Say what would break for the code that runs when a table gets columns.
+
+    Args:
+        table: which exists.
+        coming: the columns that plans add to it; those it has already break nothing more.
+        reactions: of the table.
+        functions: those for which people vouch that they cope with one column more.
+        held: columns ("table.column") of which people say that they are there.
+    """
+    new = [column for column in coming if column not in reactions.columns.get(table, ())]
+    if not new:
+        return
+    more = ", ".join(new)
+    for trigger in reactions.triggers:
+        known = {trigger.function, f"{trigger.schema}.{trigger.function}"} & {*functions}
+        if trigger.table == table and trigger.spreads and not known and _spreads(trigger.spreads):
+            yield (
+                f"trigger {trigger.name} of {table} calls {trigger.function}(), which uses NEW.* or OLD.*; "
+                f"with {more} those get longer: where that does not fit, every write to {table} fails; name the "
+                f"columns in {trigger.function}() or, if it copes with more, list it in [lint] known_functions"
+            )
+    for part in reactions.foreign.get(table, ()):
+        if unsaid := [f"{part}.{column}" for column in new if f"{part}.{column}" not in held]:
+            yield (
+                f"{part}, a part of {table}, is a foreign table: what lies behind it has no {more}, so INSERTs that go "
+                f"there would fail, and SELECT *; add it there first, then list {', '.join(unsaid)} in "
+                "[lint] known_columns"
+            )
+
+
+def _spreads(source: str) -> bool:
+    return _SPREAD.search(_COPES.sub(" ", source)) is not None
 
 
 def reaction_problems(move: Move, reactions: Reactions, *, creating: str | None) -> Iterator[str]:
@@ -169,29 +247,45 @@ def _dies_with_source(move: Move, cascades: Sequence[Cascade], creating: str | N
 # --------------------------------------------------------------------------------------------------------------------
 # SQL; $1 are names as the plans write them, $2 the same for regclass
 
-ASKED = "unnest($1::text[], $2::text[]) AS asked (name, address)"
+_ASKED = "unnest($1::text[], $2::text[]) AS asked (name, address)"
 
 # Rows of partitions and of tables that inherit are written through their parent, and fire what those have of their own.
-_WHOLE = f"""
+WHOLE = f"""
 WITH RECURSIVE asked AS (
-    SELECT asked.name, to_regclass(asked.address)::oid AS oid FROM {ASKED}
+    SELECT asked.name, to_regclass(asked.address)::oid AS oid FROM {_ASKED}
     UNION SELECT asked.name, i.inhrelid FROM asked JOIN pg_inherits AS i ON i.inhparent = asked.oid
 )
 """
 
-_TRIGGERS = f"""{_WHOLE}
+_TRIGGERS = f"""{WHOLE}
 SELECT DISTINCT asked.name,
        t.tgname::text,
        ARRAY(SELECT a.attname::text FROM unnest(t.tgattr::int2[]) AS k (attnum)
              JOIN pg_attribute AS a ON a.attrelid = t.tgrelid AND a.attnum = k.attnum ORDER BY 1),
-       t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0  -- ROW, BEFORE; INSERT or UPDATE
+       t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0,  -- ROW, BEFORE; INSERT or UPDATE
+       n.nspname::text, p.proname::text,
+       CASE WHEN t.tgtype & 1 = 1 AND p.prosrc ~ '[.][[:space:]]*[*]' THEN p.prosrc END
 FROM asked
 JOIN pg_trigger AS t ON t.tgrelid = asked.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+JOIN pg_proc AS p ON p.oid = t.tgfoid
+JOIN pg_namespace AS n ON n.oid = p.pronamespace
 UNION ALL
-SELECT asked.name, r.rulename::text || ' (a rule)', '{{}}', false
-FROM {ASKED}
+SELECT asked.name, r.rulename::text || ' (a rule)', '{{}}', false, NULL, NULL, NULL
+FROM {_ASKED}
 JOIN pg_rewrite AS r ON r.ev_class = to_regclass(asked.address) AND r.ev_type <> '1' AND r.ev_enabled <> 'D'
 ORDER BY 1, 2
+"""
+
+_COLUMNS_OF = f"""
+SELECT asked.name, ARRAY(SELECT a.attname::text FROM pg_attribute AS a
+                         WHERE a.attrelid = to_regclass(asked.address) AND a.attnum > 0 AND NOT a.attisdropped)
+FROM {_ASKED}
+"""
+
+_FOREIGN = f"""{WHOLE}
+SELECT asked.name, array_agg(c.oid::regclass::text ORDER BY c.oid::regclass::text)
+FROM asked JOIN pg_class AS c ON c.oid = asked.oid AND c.relkind = 'f'
+GROUP BY asked.name
 """
 
 _ACTION = "CASE {column} WHEN 'c' THEN 'CASCADE' WHEN 'n' THEN 'SET NULL' WHEN 'd' THEN 'SET DEFAULT' END"
@@ -200,7 +294,7 @@ ARRAY(SELECT a.attname::text FROM unnest({key}) WITH ORDINALITY AS k (attnum, pl
       JOIN pg_attribute AS a ON a.attrelid = {relation} AND a.attnum = k.attnum ORDER BY k.place)
 """
 
-_CASCADES = f"""{_WHOLE}
+_CASCADES = f"""{WHOLE}
 SELECT f.conname::text,
        coalesce((SELECT name FROM asked WHERE asked.oid = f.conrelid LIMIT 1), f.conrelid::regclass::text),
        {_COLUMNS.format(key="f.conkey", relation="f.conrelid")},

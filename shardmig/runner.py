@@ -338,7 +338,8 @@ class Run:
         """
         hurries = self.follows_canary and not self._hurried and express.fits(todo, records) and not self.stop.is_set()
         along = quiet.questions(self.session, todo, self.config, self.host) if hurries else []
-        ready = await preflight(self.session, *(item.accepted for item in todo), along=along)
+        accepted = [item.accepted for item in todo]
+        ready = await preflight(self.session, *accepted, lint=self.config.lint, along=along)
         for warning in ready.warnings:
             if self.listener:
                 self.listener(Warned(records.shard, warning))

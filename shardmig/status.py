@@ -20,7 +20,7 @@ from shardmig.todo import ahead, pending
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shardmig.config import Config, Pace
+    from shardmig.config import Config
     from shardmig.estimates import Forecast
     from shardmig.plan import AcceptedPlan
     from shardmig.records import LogRow, StepRow
@@ -109,12 +109,12 @@ async def read_status(
     return ShardStatus(shard, outcome, "; ".join(reasons), records, todo, lines, refused=refused, held=kept)
 
 
-async def with_forecasts(session: Session, pace: Pace, found: ShardStatus) -> ShardStatus:
+async def with_forecasts(session: Session, config: Config, found: ShardStatus) -> ShardStatus:
     """Try, and roll back, what tells how long the moves that are left take there, or why they are refused."""
     records = found.records or Records(found.shard)
     try:
         await session.refuse_read_only()
-        return replace(found, forecasts=await forecasts(session, pace, found.left, records))
+        return replace(found, forecasts=await forecasts(session, config, found.left, records))
     except PreflightFailed as refused:
         return replace(found, refused=str(refused))
 

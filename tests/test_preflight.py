@@ -26,15 +26,18 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 PLANS = [planfile.loads(path.read_text()) for path in sorted(MIGRATIONS.glob("*.sql"))]
 SHOP, SPLIT_NAME, ORDER_ADDRESS = (accept(plan, earlier=PLANS[:place]) for place, plan in enumerate(PLANS[:3]))
 
+NOTHING = Lint()
 BY_HAND = Lint(known_columns=("customer.region", "customer.row_id", "order_address.line", "order_address.cty"))
 
 
-async def ask(shard: Shard, *plans: AcceptedPlan, user: str = "shop_migrator", **settings: Any) -> list[str]:
+async def ask(
+    shard: Shard, *plans: AcceptedPlan, user: str = "shop_migrator", lint: Lint = NOTHING, **settings: Any
+) -> list[str]:
     url = make_conninfo(shard.url.get_secret_value(), user=user)
     through = Shard.model_validate({"name": shard.name, "url": url})
     how = SessionSettings(**{"owner": "shop_owner", **settings})
     async with open_session(through, how, pg_versions=(12, 18)) as session:
-        return (await preflight(session, *plans)).warnings
+        return (await preflight(session, *plans, lint=lint)).warnings
 
 
 async def reasons(shard: Shard, *plans: AcceptedPlan, **settings: Any) -> list[str]:
@@ -114,12 +117,119 @@ async def test_the_owner_must_be_able_to_create(shard: Shard, connect: Connect) 
     assert ["the owner may not create in the shard's schema; GRANT CREATE ON SCHEMA to it"] == found
 
 
-async def test_row_level_security_on_a_moved_table_is_refused(shop: Shard, connect: Connect) -> None:
-    connect(shop).execute("ALTER TABLE customer ENABLE ROW LEVEL SECURITY")
+async def test_row_level_security_is_refused_where_it_binds_the_runner(shop: Shard, connect: Connect) -> None:
+    """It binds no superuser, no role with BYPASSRLS, and the owner only where it is forced."""
+    admin = connect(shop)
+    admin.execute("ALTER TABLE customer ENABLE ROW LEVEL SECURITY")
+    assert [] == await ask(shop, SPLIT_NAME)
 
+    admin.execute("ALTER TABLE customer FORCE ROW LEVEL SECURITY")
     [found] = await reasons(shop, SPLIT_NAME)
-    assert "customer has row level security: policies could hide rows" in found
-    assert [found] == await reasons(shop, SPLIT_NAME, user="postgres", owner=None)
+
+    assert "customer has row level security that binds shop_owner too: policies could hide rows" in found
+    assert "DISABLE" not in found
+    assert [] == await ask(shop, SPLIT_NAME, user="postgres", owner=None)
+    admin.execute("ALTER ROLE shop_owner BYPASSRLS")
+    try:
+        assert [] == await ask(shop, SPLIT_NAME)
+    finally:
+        admin.execute("ALTER ROLE shop_owner NOBYPASSRLS")
+
+
+def wider(table: str) -> AcceptedPlan:
+    """Give a table a column, and move nothing."""
+    steps = (Statement(sql=f"ALTER TABLE {table} ADD COLUMN up text"), Switch(to=State.LIVE))
+    return accept(Plan(revision="0001_up", parent=None, flag="up", script_sha256="0" * 64, steps=steps))
+
+
+@pytest.mark.parametrize(
+    ("body", "breaks"),
+    [
+        ("INSERT INTO log SELECT now(), NEW.*", True),
+        ("INSERT INTO log SELECT now(), (old) . *", True),
+        ("EXECUTE 'INSERT INTO log SELECT now(), $1.*' USING NEW", True),
+        ("IF NEW.* IS DISTINCT FROM OLD.* THEN INSERT INTO log SELECT now(), NEW.*; END IF", True),
+        ("INSERT INTO log VALUES (now(), NEW.id, NEW.name)", False),
+        ("INSERT INTO log VALUES (to_jsonb(NEW.*)), (row_to_json(OLD.*)::jsonb), (to_jsonb(NEW))", False),
+        ("IF ROW(NEW.*) IS DISTINCT FROM ROW(OLD.*) OR OLD.* = NEW.* THEN NULL; END IF", False),
+        ("PERFORM log.* FROM log; RENEW.* := 1", False),
+    ],
+)
+async def test_a_column_that_the_function_of_a_trigger_would_not_fit_is_refused(
+    shard: Shard, connect: Connect, body: str, *, breaks: bool
+) -> None:
+    """The audit trigger of PostgreSQL's manual: with one column more every write to the table fails."""
+    owner = connect(shard, user="shop_owner")
+    owner.execute("CREATE TABLE emp (id bigint PRIMARY KEY, name text); SET check_function_bodies = off")
+    owner.execute(
+        f"CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body}; RETURN NULL; END$$".encode()
+    )
+    owner.execute("CREATE TRIGGER watch AFTER UPDATE ON emp FOR EACH ROW EXECUTE FUNCTION audit()")
+
+    if breaks:
+        [found] = await reasons(shard, wider("emp"))
+        assert found.startswith(
+            "trigger watch of emp calls audit(), which uses NEW.* or OLD.*; with up those get longer"
+        )
+        for name in ("audit", "public.audit"):
+            assert [] == await ask(shard, wider("emp"), lint=Lint(known_functions=(name,)))
+        owner.execute("ALTER TABLE emp ADD COLUMN up text")  # what is there breaks nothing that does not fail already
+    assert [] == await ask(shard, wider("emp"))
+
+
+async def test_a_trigger_of_a_partition_alone_counts_when_its_table_gets_a_column(
+    shard: Shard, connect: Connect
+) -> None:
+    owner = connect(shard, user="shop_owner")
+    owner.execute("CREATE TABLE emp (id bigint) PARTITION BY RANGE (id); CREATE TABLE idle (id bigint)")
+    owner.execute("CREATE TABLE emp_1 PARTITION OF emp DEFAULT; CREATE TABLE log (LIKE emp)")
+    owner.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN INSERT INTO log SELECT NEW.*; RETURN NEW; END$$"
+    )
+    owner.execute("CREATE TRIGGER watch AFTER INSERT ON emp_1 FOR EACH ROW EXECUTE FUNCTION audit()")
+
+    [found] = await reasons(shard, wider("emp"), wider("idle"))
+    assert found.startswith("trigger watch of emp calls audit()")
+    owner.execute("ALTER TABLE emp_1 DISABLE TRIGGER watch")
+    assert [] == await ask(shard, wider("emp"))
+
+
+async def test_a_part_of_a_table_that_is_a_foreign_table_gets_its_column_first(shard: Shard, connect: Connect) -> None:
+    """ALTER TABLE gives it the column here alone: what lies behind it has none, and running INSERTs fail."""
+    admin = connect(shard)
+    admin.execute("CREATE FOREIGN DATA WRAPPER elsewhere; CREATE SERVER other FOREIGN DATA WRAPPER elsewhere")
+    admin.execute("CREATE TABLE ev (id bigint, name text) PARTITION BY RANGE (id); CREATE TABLE t (id bigint)")
+    admin.execute("CREATE FOREIGN TABLE ev_old PARTITION OF ev FOR VALUES FROM (0) TO (10) SERVER other")
+    run = {"user": "postgres", "owner": None}
+
+    [found] = await reasons(shard, wider("ev"), **run)
+
+    assert found.startswith("ev_old, a part of ev, is a foreign table: what lies behind it has no up")
+    assert [] == await ask(shard, wider("ev"), lint=Lint(known_columns=("ev_old.up",)), **run)
+    moves = await reasons(shard, numbered("ev"), **run)
+    assert any(line.startswith("rows of ev lie behind a foreign table (ev_old)") for line in moves)
+    assert [] == await ask(shard, wider("t"), **run)
+
+
+async def test_a_move_of_rows_that_a_subscription_writes_into_a_partition_is_refused(
+    shard: Shard, connect: Connect
+) -> None:
+    admin = connect(shard)
+    admin.execute("CREATE TABLE ev (id bigint PRIMARY KEY) PARTITION BY RANGE (id)")
+    admin.execute("CREATE TABLE ev_1 PARTITION OF ev DEFAULT")
+    run = {"user": "postgres", "owner": None}
+    assert [] == await ask(shard, numbered("ev"), **run)
+    admin.execute(
+        "CREATE SUBSCRIPTION feed CONNECTION 'dbname=nowhere' PUBLICATION feed WITH (connect = false, slot_name = NONE)"
+    )
+    try:
+        admin.execute("INSERT INTO pg_subscription_rel SELECT oid, 'ev_1'::regclass, 'r', NULL FROM pg_subscription")
+        [found] = await reasons(shard, numbered("ev"), **run)
+    finally:
+        admin.execute("DROP SUBSCRIPTION feed")
+
+    assert found.startswith("table ev is written by logical replication")
 
 
 @pytest.mark.parametrize(
@@ -444,9 +554,9 @@ async def test_names_may_hold_quotes_and_big_letters(shard: Shard, connect: Conn
     )
     odd = shard.model_copy(update={"schema_name": 'The "Shop"'})
     async with open_session(odd, SessionSettings(), pg_versions=(12, 18)) as session:
-        assert [] == (await preflight(session, numbered('a "b"'))).warnings
+        assert [] == (await preflight(session, numbered('a "b"'), lint=Lint())).warnings
         with pytest.raises(PreflightFailed, match=r"did you mean customer\?"):
-            await preflight(session, numbered("custmer"))
+            await preflight(session, numbered("custmer"), lint=Lint())
 
 
 def numbered(table: str) -> AcceptedPlan:
@@ -518,8 +628,10 @@ async def test_roles_and_privileges_to_be_granted_must_exist(shop: Shard, connec
 async def test_every_reason_of_every_plan_is_listed_once(shop: Shard, connect: Connect) -> None:
     admin = connect(shop)
     admin.execute("ALTER TABLE customer OWNER TO postgres")
-    admin.execute("ALTER TABLE customer ENABLE ROW LEVEL SECURITY")
-    admin.execute("ALTER TABLE orders ENABLE ROW LEVEL SECURITY")
+    for table in ("customer", "orders"):
+        admin.execute(
+            f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY; ALTER TABLE {table} FORCE ROW LEVEL SECURITY".encode()
+        )
 
     found = await reasons(shop, SPLIT_NAME, ORDER_ADDRESS, SPLIT_NAME)
     assert 5 == len(found) == len(set(found))
@@ -536,6 +648,35 @@ async def test_publications_are_warned_of(shop: Shard, connect: Connect) -> None
     columns, table = warnings
     assert columns.startswith("table customer is published by everything: add its new columns on the subscribers first")
     assert table.startswith("publication everything is FOR ALL TABLES: subscribers need order_address before rows")
+
+
+@pytest.mark.parametrize("published", ["TABLE ev", "TABLE ev_1", "ALL TABLES"])
+async def test_a_publication_of_partitions_is_warned_of(shard: Shard, connect: Connect, published: str) -> None:
+    """By default a partitioned table is published as its partitions."""
+    admin = connect(shard)
+    admin.execute("CREATE TABLE ev (id bigint PRIMARY KEY) PARTITION BY RANGE (id)")
+    admin.execute("CREATE TABLE ev_1 PARTITION OF ev DEFAULT")
+    admin.execute(f"CREATE PUBLICATION feed FOR {published}".encode())
+
+    [warning] = await ask(shard, wider("ev"), user="postgres", owner=None)
+    assert warning.startswith("table ev is published by feed: add its new columns on the subscribers first")
+
+
+async def test_a_publication_of_a_schema_is_warned_of(shard: Shard, connect: Connect) -> None:
+    admin = connect(shard)
+    if admin.info.server_version < 150_000:
+        pytest.skip("FOR TABLES IN SCHEMA came with PostgreSQL 15")
+    admin.execute("CREATE SCHEMA other; CREATE PUBLICATION feed FOR TABLES IN SCHEMA public")
+
+    steps = (Statement(sql="CREATE TABLE note (id bigint PRIMARY KEY)"), Switch(to=State.LIVE))
+    note = accept(Plan(revision="0001_note", parent=None, flag="note", script_sha256="0" * 64, steps=steps))
+
+    [warning] = await ask(shard, note)
+    assert warning == (
+        "publication feed is FOR TABLES IN SCHEMA public: subscribers need note before rows arrive there"
+    )
+    admin.execute("DROP PUBLICATION feed; CREATE PUBLICATION feed FOR TABLES IN SCHEMA other")
+    assert [] == await ask(shard, note)
 
 
 async def test_a_key_without_an_index_in_its_order_is_warned_of(shop: Shard, connect: Connect) -> None:

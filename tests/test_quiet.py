@@ -24,6 +24,7 @@ ORDINARY = Table(
     row_security=False,
     reacts=False,
     parent=False,
+    fires=False,
     oid=1,
     columns=2,
     file=1,
