@@ -336,8 +336,21 @@ END $$;
 CREATE TRIGGER never_emptied BEFORE TRUNCATE ON shardmig.flag
     FOR EACH STATEMENT EXECUTE FUNCTION shardmig.refuse();
 
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON shardmig.log
+CREATE TRIGGER append_only BEFORE DELETE OR TRUNCATE ON shardmig.log
     FOR EACH STATEMENT EXECUTE FUNCTION shardmig.refuse();
+
+CREATE FUNCTION shardmig.refuse_edit() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- What a shard did before it was renamed is its own.
+    IF to_jsonb(NEW) - 'shard' = to_jsonb(OLD) - 'shard'
+       AND NOT EXISTS (SELECT FROM shardmig.shard AS s WHERE s.shard = OLD.shard) THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'UPDATE on shardmig.log is not allowed: what it says is never taken back' USING ERRCODE = 'SM002';
+END $$;
+
+CREATE TRIGGER never_edited BEFORE UPDATE ON shardmig.log
+    FOR EACH ROW EXECUTE FUNCTION shardmig.refuse_edit();
 
 ---------------------------------------------------------------------------------------------------------------------
 -- What runners call: the first write of each recording transaction, one round trip with what it records.

@@ -61,6 +61,7 @@ async def rename(session: Session, *, was: str, reason: str | None) -> None:
                 "WHERE shard = $2 AND schema_name = $3",
                 (shard.name, was, shard.schema_name),
             ),
+            Query("UPDATE shardmig.log SET shard = $1 WHERE shard = $2", (shard.name, was)),
             Query(
                 "INSERT INTO shardmig.log (shard, action, before, after, reason, os_user) "
                 "VALUES ($1, 'rename', $2, $1, $3, $4)",

@@ -170,6 +170,7 @@ FORGERIES = (
     "INSERT INTO shardmig.flag (shard, flag, revision, state, has_move) VALUES ('eu1', 'y', '3', 2, true)",
     "INSERT INTO shardmig.flag (shard, flag, revision, new_valid, has_move) VALUES ('eu1', 'y', '3', true, true)",
     "UPDATE shardmig.log SET reason = 'no'",
+    "UPDATE shardmig.log SET shard = 'eu9'",
     "DELETE FROM shardmig.log",
     "TRUNCATE shardmig.log",
 )

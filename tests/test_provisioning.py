@@ -188,6 +188,7 @@ async def test_a_copy_gets_its_own_name_and_keeps_everything_it_recorded(
             assert [("eu1", "eu9")] == connection.execute(
                 "SELECT before, after FROM shardmig.log WHERE action = 'rename'"
             ).fetchall()
+            assert [("eu9",)] == connection.execute("SELECT DISTINCT shard FROM shardmig.log").fetchall()
     finally:
         servers[0].drop_database(f"{database}_copy")
 
