@@ -33,6 +33,9 @@ __all__ = [
 
 _DIES_WITH = re.compile(r"\bREFERENCES\b.*\bON\s+DELETE\s+CASCADE\b", re.IGNORECASE | re.DOTALL)
 
+_EVENTS = frozenset({"INSERT", "UPDATE", "DELETE"})
+_VERB = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+
 # A row written out as so many values: NEW.*, (OLD).*, and $1.* of EXECUTE … USING NEW.
 _SPREAD = re.compile(r"(?:\b(?:NEW|OLD)\b|\$\d+)\s*\)?\s*\.\s*\*", re.IGNORECASE)
 _ROW = r"(?:\b(?:NEW|OLD)\s*\.\s*\*|\bROW\s*\(\s*(?:NEW|OLD)\s*\.\s*\*\s*\))"
@@ -49,14 +52,17 @@ class Trigger:
     A user trigger, or a rule, of a table or of its partitions.
 
     Attributes:
-        columns: the columns of UPDATE OF; without them any write may fire it.
-        rewrites: it sees rows on their way in (BEFORE … FOR EACH ROW) and may change any column of theirs.
+        events: what fires it, of INSERT, UPDATE and DELETE.
+        columns: the columns of UPDATE OF; without them any UPDATE fires it.
+        rewrites: it sees rows on their way (BEFORE … FOR EACH ROW, DO INSTEAD): it may change any column of theirs, or
+            keep those that are deleted.
         schema, function: what it calls; None of a rule.
         spreads: the text of that function, where it fires for each row and something is written out there with ".*".
     """
 
     table: str
     name: str
+    events: list[str]
     columns: list[str]
     rewrites: bool
     schema: str | None
@@ -184,21 +190,41 @@ def reaction_warnings(move: Move, reactions: Reactions) -> Iterator[str]:
 
 def _trigger_problems(move: Move, triggers: Sequence[Trigger]) -> Iterator[str]:
     """Name triggers that a move would fire, forward or back: they were written for the application's own writes."""
-    written = {move.target or move.table: {*move.writes, *move.target_key}}
-    if move.restores or move.touch_source:
-        written[move.table] = written.get(move.table, set()) | set(move.restores or move.key)
     for trigger in triggers:
-        columns = written.get(trigger.table, set())
-        if columns and (not trigger.columns or columns & set(trigger.columns)):
+        if fired := {e for doing in _writes(move) if doing[0] == trigger.table for e in _fired(trigger, *doing[1:])}:
+            narrows = fired == {"UPDATE"} and trigger.function is not None and not trigger.rewrites
+            narrow = ", or make it one for UPDATE OF columns that the move leaves alone" if narrows else ""
             yield (
                 f"trigger {trigger.name} of {trigger.table} would fire for every moved row; "
-                'say triggers="fire" in move_rows if it may, or ALTER TABLE … DISABLE TRIGGER while rows are moved'
+                f'say triggers="fire" in move_rows if it may{narrow}; DISABLE TRIGGER would stop it for the '
+                "application too, so only while that stands still"
             )
         elif trigger.rewrites and trigger.table in {move.table, move.target}:
             yield (
-                f"trigger {trigger.name} of {trigger.table} may change columns of a row on its way in, past the dual "
-                'writes of the application; say triggers="fire" in move_rows if it leaves those that move alone'
+                f"trigger {trigger.name} of {trigger.table} may change columns of a row on its way in, or keep one "
+                "that is deleted, past the dual writes of the application; "
+                'say triggers="fire" in move_rows if it leaves those that move alone'
             )
+
+
+def _writes(move: Move) -> Iterator[tuple[str, frozenset[str], set[str]]]:
+    """Say what a move does, forward and back: table, events of triggers, columns that its UPDATEs set."""
+    yield move.target or move.table, _events(move.forward, move.purge or ""), {*move.writes, *move.target_key}
+    if move.back is not None:
+        yield move.table, _events(move.back), set(move.restores)
+    if move.touch_source:
+        yield move.table, frozenset({"UPDATE"}), set(move.key)
+
+
+def _events(*texts: str) -> frozenset[str]:
+    """Read off what statements may do; of words that mean something else there, too much."""
+    verbs = {verb.upper() for text in texts for verb in _VERB.findall(text)}
+    return _EVENTS & verbs if verbs and "MERGE" not in verbs else _EVENTS
+
+
+def _fired(trigger: Trigger, events: frozenset[str], columns: set[str]) -> frozenset[str]:
+    fired = events & set(trigger.events)
+    return fired - {"UPDATE"} if trigger.columns and not columns & set(trigger.columns) else fired
 
 
 def _cascade_problems(move: Move, cascades: Sequence[Cascade], creating: str | None) -> Iterator[str]:
@@ -257,12 +283,18 @@ WITH RECURSIVE asked AS (
 )
 """
 
+_FIRED = """
+array_remove(ARRAY[CASE WHEN {inserts} THEN 'INSERT' END, CASE WHEN {updates} THEN 'UPDATE' END,
+                   CASE WHEN {deletes} THEN 'DELETE' END], NULL)
+"""
+
 _TRIGGERS = f"""{WHOLE}
 SELECT DISTINCT asked.name,
        t.tgname::text,
+       {_FIRED.format(inserts="t.tgtype & 4 <> 0", updates="t.tgtype & 16 <> 0", deletes="t.tgtype & 8 <> 0")},
        ARRAY(SELECT a.attname::text FROM unnest(t.tgattr::int2[]) AS k (attnum)
              JOIN pg_attribute AS a ON a.attrelid = t.tgrelid AND a.attnum = k.attnum ORDER BY 1),
-       t.tgtype & 3 = 3 AND t.tgtype & 20 <> 0,  -- ROW, BEFORE; INSERT or UPDATE
+       t.tgtype & 3 = 3 AND t.tgtype & 28 <> 0,  -- ROW, BEFORE; any of them
        n.nspname::text, p.proname::text,
        CASE WHEN t.tgtype & 1 = 1 AND p.prosrc ~ '[.][[:space:]]*[*]' THEN p.prosrc END
 FROM asked
@@ -270,7 +302,9 @@ JOIN pg_trigger AS t ON t.tgrelid = asked.oid AND NOT t.tgisinternal AND t.tgena
 JOIN pg_proc AS p ON p.oid = t.tgfoid
 JOIN pg_namespace AS n ON n.oid = p.pronamespace
 UNION ALL
-SELECT asked.name, r.rulename::text || ' (a rule)', '{{}}', false, NULL, NULL, NULL
+SELECT asked.name, r.rulename::text || ' (a rule)',
+       {_FIRED.format(inserts="r.ev_type = '3'", updates="r.ev_type = '2'", deletes="r.ev_type = '4'")},
+       '{{}}', r.is_instead, NULL, NULL, NULL
 FROM {_ASKED}
 JOIN pg_rewrite AS r ON r.ev_class = to_regclass(asked.address) AND r.ev_type <> '1' AND r.ev_enabled <> 'D'
 ORDER BY 1, 2
