@@ -28,7 +28,7 @@ from shardmig.events import Draining, Waiting
 from shardmig.hosts import Hosts
 from shardmig.outcomes import Outcome, Report, ShardReport, outcome_of
 from shardmig.pgerrors import first_line, is_connection_lost
-from shardmig.provisioning import lowest_states, provision
+from shardmig.provisioning import being_provisioned, lowest_states, provision
 from shardmig.quiet import still_asked
 from shardmig.records import records_queries
 from shardmig.rollout import Wave, waves
@@ -172,17 +172,19 @@ class Fleet:
         """
         new = {shard.name for shard in self.targets}
         others = [shard for shard in self.config.shards.values() if shard.name not in new]
-        found = await replace(self, targets=others).status()
+        # No release runs on a shard that is being provisioned: its flags, OLD until it is opened, say nothing.
+        asked = await replace(self, targets=others).status()
+        found = [one for one in asked if one.records is None or not being_provisioned(one.records)]
         if silent := [one for one in found if one.records is None or one.outcome is Outcome.PLAN_CHANGED]:
-            whys = [(one.shard, one.reason.removeprefix(f"{one.shard}: ") or one.outcome.value) for one in silent]
-            reasons = "; ".join(f"{shard}: {why}" for shard, why in whys)
+            reasons = "; ".join(f"{one.shard}: {_silence(one)}" for one in silent)
             raise ConfigError(f"the flags' lowest states are not known, so nothing was begun: {reasons}")
         states = lowest_states(self.plans, [one.records for one in found if one.records is not None])
 
         async def work(run: Run) -> ShardReport | None:
-            if await provision(run, self.plans, states):
-                return None
-            return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, GO_ON)
+            if not await provision(run, self.plans, states):
+                return ShardReport(run.session.shard.name, Outcome.INTERRUPTED, 0, GO_ON)
+            raised = tuple((flag, state.name) for flag, state in states.items())
+            return ShardReport(run.session.shard.name, Outcome.DONE, 0, flags=raised)
 
         return await self._on_each(work)
 
@@ -386,6 +388,13 @@ class Fleet:
         raise ConfigError(
             f"no revision {revision!r}; the newest is {self.plans[-1].plan.revision if self.plans else None!r}"
         )
+
+
+def _silence(status: ShardStatus) -> str:
+    """Say why a shard does not tell where its flags are."""
+    if status.records is None and status.outcome is Outcome.PENDING and not status.refused:
+        return "it has no ledger; if it is a new one too, leave it out of the configuration until this one is open"
+    return status.reason.removeprefix(f"{status.shard}: ") or status.outcome.value
 
 
 def _hurried(config: Config) -> Config:

@@ -34,9 +34,14 @@ if TYPE_CHECKING:
     from shardmig.runner import Run
     from shardmig.session import Session
 
-__all__ = ["lowest_states", "provision"]
+__all__ = ["being_provisioned", "lowest_states", "provision"]
 
-CLOSED = "being provisioned"
+_CLOSED = "being provisioned"
+
+
+def being_provisioned(records: Records) -> bool:
+    """Whether a shard is closed because its provisioning, under way or interrupted, has yet to open it."""
+    return records.maintenance > 0 and records.reason == _CLOSED
 
 
 def lowest_states(plans: Sequence[AcceptedPlan], fleet: Sequence[Records]) -> dict[str, State]:
@@ -72,9 +77,9 @@ async def provision(run: Run, plans: Sequence[AcceptedPlan], states: Mapping[str
             shard=session.shard.name,
         )
     if await read_records(session) is None:
-        await ledger.install(session, closed=CLOSED)
+        await ledger.install(session, closed=_CLOSED)
     records = await run.records()
-    if records.reason != CLOSED or records.maintenance == 0:
+    if not being_provisioned(records):
         raise PreflightFailed("it is no new shard: its ledger is there; `shardmig apply` goes on", shard=records.shard)
     todo, _ = pending(plans, records, until=Until.STRUCTURE)
     if not await run.apply(todo, records):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardmig import ledger
 from shardmig.events import Warned
 from shardmig.outcomes import Outcome, ShardReport
+from shardmig.provisioning import being_provisioned
 from shardmig.rollout import FAILURES
 from shardmig.states import State
 from shardmig.todo import Until, ahead, pending
@@ -70,6 +71,9 @@ class Apply(Each):
 
     async def _apply(self, run: Run) -> ShardReport | None:
         records = await run.records()
+        if being_provisioned(records):
+            cure = f"`shardmig provision {records.shard}` goes on and opens it"
+            return ShardReport(records.shard, Outcome.MAINTENANCE, 0, f"{records.reason}; {cure}")
         if self.fleet.accepts_proof and any(step.disproved for step in records.steps.values()):
             await ledger.accept_proof(run.session, self.fleet.reason)
             records = await run.records()

@@ -55,9 +55,9 @@ async def test_a_new_shard_gets_each_flags_lowest_state_without_a_drain_or_a_mov
     report = await fleet.provision()
 
     assert report.done, list(report)
-    assert {"shop": State.LIVE, "upper": State.DUAL, "note": State.LIVE, "index": State.LIVE} == flags(
-        connect(shards["us2"])
-    )
+    raised = {"shop": State.LIVE, "upper": State.DUAL, "note": State.LIVE, "index": State.LIVE}
+    assert raised == flags(connect(shards["us2"]))
+    assert {flag: state.name for flag, state in raised.items()} == dict(report.shards[0].flags)
     assert not [e for e in events if isinstance(e, BatchDone | Draining | FlagSwitched)]
     assert {"statement"} == {e.kind for e in events if isinstance(e, StepStarted)}
     assert [(0, None)] == connect(shards["us2"]).execute("SELECT maintenance, reason FROM shardmig.shard").fetchall()
@@ -113,17 +113,54 @@ async def test_an_interrupted_provision_stays_closed_and_goes_on(
 ) -> None:
     assert (await fleet_of([shards["eu1"]], *HISTORY).apply()).done
     fleet = new(fleet_of([shards["eu1"], shards["us2"]], *HISTORY), "us2")
+    await half_made(fleet)
+    assert [(2,)] == connect(shards["us2"]).execute("SELECT maintenance FROM shardmig.shard").fetchall()
+
+    assert (await fleet.provision()).done
+    assert State.LIVE is flags(connect(shards["us2"]))["upper"]
+
+
+async def half_made(fleet: Fleet) -> None:
+    """Leave the fleet's shard as a provision does that was killed in its first step."""
     begun = asyncio.Event()
     fleet.listener = lambda event: begun.set() if isinstance(event, StepStarted) else None
     dying = asyncio.create_task(fleet.provision())
     await begun.wait()
     dying.cancel()
     await asyncio.wait([dying])
-    assert [(2,)] == connect(shards["us2"]).execute("SELECT maintenance FROM shardmig.shard").fetchall()
-
     fleet.listener = None
-    assert (await fleet.provision()).done
-    assert State.LIVE is flags(connect(shards["us2"]))["upper"]
+
+
+async def test_a_shard_whose_provision_was_interrupted_holds_no_other_one_back(
+    shards: dict[str, Shard], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
+    """Its flags are OLD because nobody is there, not because a release there knows nothing else."""
+    assert (await fleet_of([shards["eu1"]], SHOP, UPPER).apply()).done
+    everybody = fleet_of([shards["eu1"], shards["eu2"], shards["us2"]], SHOP, UPPER)
+    await half_made(new(fleet_of([shards["eu1"], shards["us2"]], SHOP, UPPER), "us2"))
+
+    assert (await new(everybody, "eu2").provision()).done
+
+    assert {"shop": State.LIVE, "upper": State.LIVE} == flags(connect(shards["eu2"]))
+
+
+async def test_apply_leaves_a_shard_whose_provision_was_interrupted_to_provision(
+    shards: dict[str, Shard], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
+    """Also where it wants the shard offline, as it is: the flags of the others say how far this one goes."""
+    offline = NOTE.model_copy(update={"online": False})
+    for history in ((SHOP, UPPER, NOTE), (SHOP, UPPER, offline)):
+        fleet = new(fleet_of([shards["us2"]], *history), "us2")
+        await half_made(fleet)
+
+        [report] = await fleet.apply()
+
+        assert (Outcome.MAINTENANCE, "being provisioned; `shardmig provision us2` goes on and opens it") == (
+            report.outcome,
+            report.reason,
+        )
+        assert {State.OLD} >= set(flags(connect(shards["us2"])).values())
+        connect(shards["us2"]).execute("DROP SCHEMA shardmig CASCADE; DROP TABLE IF EXISTS customer")
 
 
 async def test_a_shard_that_has_a_ledger_or_rows_is_no_new_one(
@@ -157,7 +194,7 @@ async def test_a_shard_that_the_plans_do_not_make_whole_is_refused_before_anythi
 async def test_nothing_is_begun_while_another_shard_cannot_be_asked(shards: dict[str, Shard]) -> None:
     everybody = fleet_of([shards["eu1"], shards["us2"]], SHOP)
 
-    with pytest.raises(ConfigError, match=r"lowest states are not known.*eu1"):
+    with pytest.raises(ConfigError, match=r"lowest states are not known.*eu1: it has no ledger; if it is a"):
         await new(everybody, "us2").provision()
 
 
