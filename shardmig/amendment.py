@@ -13,7 +13,7 @@ from shardmig.errors import PlanChanged
 from shardmig.ledger import os_user, translated
 from shardmig.plan import Move, step_sha256
 from shardmig.session import Query
-from shardmig.todo import unamendable
+from shardmig.todo import is_as_good_as_done, unamendable
 from shardmig.turn import in_turn
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def amendable(accepted: AcceptedPlan, records: Records) -> bool:
     """
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
-    if row is None or row.sha256 == accepted.sha256 or (row.sha256 in plan.amends and row.finished_at is not None):
+    if row is None or row.sha256 == accepted.sha256 or is_as_good_as_done(plan, row):
         return False
     begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
     problems = unamendable(begun, plan, records)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shardmig.plan import AcceptedPlan, Plan
     from shardmig.records import MigrationRow, Records
 
-__all__ = ["Held", "Todo", "Until", "ahead", "pending", "unamendable", "waiting"]
+__all__ = ["Held", "Todo", "Until", "ahead", "is_as_good_as_done", "pending", "unamendable", "waiting"]
 
 
 class Until(Enum):
@@ -160,7 +160,7 @@ def _left(
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
     if row is not None and row.sha256 != accepted.sha256:
-        if row.sha256 in plan.amends and row.finished_at is not None:
+        if is_as_good_as_done(plan, row):
             return None, _held(planfile.loads(row.plan), records)
         raise _changed(plan, row, records)
     flag = records.flags.get(plan.flag)
@@ -198,6 +198,26 @@ def _held(begun: Plan, records: Records) -> Held | None:
     """Say whether people hold back a flag whose plan was finished before the committed one amended it."""
     state = records.state(begun.flag)
     return Held(begun.flag, state) if state < State.LIVE else None
+
+
+def is_as_good_as_done(plan: Plan, row: MigrationRow) -> bool:
+    """
+    Say whether a shard finished a plan that this one amends.
+
+    Raises:
+        PlanChanged: it did, and rows that this one moves as well stay where they are, though readers read new.
+    """
+    if row.sha256 not in plan.amends or row.finished_at is None:
+        return False
+    finished = {(move.table, move.target, move.writes) for _, move in planfile.loads(row.plan).moves}
+    added = [move for _, move in plan.moves if (move.table, move.target, move.writes) not in finished]
+    if added:
+        raise PlanChanged(
+            f"{row.revision} is finished there by the plan {row.sha256[:12]}, which did not move "
+            f"{', '.join(move.table for move in added)} as the committed one does, and what is finished is never done "
+            "again. Restore script and plan file, and write a new revision for what shall be moved, too"
+        )
+    return True
 
 
 def unamendable(begun: Plan, plan: Plan, records: Records) -> list[str]:

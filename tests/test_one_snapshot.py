@@ -124,7 +124,21 @@ async def test_where_readers_read_new_already_no_move_may_be_added(shard: Shard,
     [report] = await amended.amend("0001_split", reason="costs, too")
 
     assert Outcome.PLAN_CHANGED is report.outcome
-    assert "split is LIVE there, so nothing moves forward any more" in report.reason
+    assert "0001_split is finished there" in report.reason
+    assert "did not move orders as the committed one does" in report.reason
+
+
+async def test_an_amendment_adds_no_move_where_the_plan_is_finished(shard: Shard, connect: Connect) -> None:
+    """It would be as good as done, and readers of new would miss what nobody has moved."""
+    connect(shard).execute(f"{ORDERS}; INSERT INTO orders VALUES (1, 'Paris', '5')")
+    first, second = copy("address", "city"), copy("cost", "price", "price::bigint")
+    (await fleet_of([shard], split(first)).apply(aware="1")).raise_for_failures()
+
+    reworded, amends = copy("address", "city", "upper(city)"), (split(first).sha256,)
+    longer = await fleet_of([shard], split(first, second, amends=amends)).apply(aware="1")
+    other = await fleet_of([shard], split(reworded, amends=amends)).apply(aware="1")
+
+    assert [Outcome.PLAN_CHANGED, Outcome.DONE] == [one.outcome for (one,) in (longer, other)]
 
 
 def enter(app: psycopg.Connection[Any]) -> Any:
