@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from command_line import shardmig
+from fleets import SHOP as SHOP_PLAN
+from fleets import UPPER, fleet_of
 from servers import FaultProxy
 
 from shardmig import verification
 from shardmig.config import Config
 from shardmig.fleet import Fleet
+from shardmig.plan import Move
 from shardmig.repository import accepted_plans
 from shardmig.scratch import Scratch
 from shardmig.states import State
@@ -331,6 +334,31 @@ async def test_in_live_old_is_held_against_new(one: tuple[Looking, Shard], conne
     [wrong] = await verify_rows(here.config, split, [shard])
 
     assert (0, 0, 1) == (live.rows, dual.rows, wrong.rows), "in DUAL behind it, what LIVE wrote is still right"
+
+
+async def test_a_lossy_row_is_right_as_the_move_left_it(shard: Shard, connect: Connect) -> None:
+    """In LIVE old does not follow from new, which the script accepts; new follows from old."""
+    [move] = [step for step in UPPER.steps if isinstance(step, Move)]
+    lossy = move.model_copy(
+        update={
+            "restores": ("name",),
+            "back": "UPDATE customer SET name = lower(upper_name) WHERE {batch}",
+            "back_check": "SELECT id FROM customer WHERE {batch} AND name IS DISTINCT FROM lower(upper_name)",
+            "lossy": True,
+        }
+    )
+    steps = tuple(lossy if step is move else step for step in UPPER.steps)
+    fleet = fleet_of([shard], SHOP_PLAN, UPPER.model_copy(update={"steps": steps}))
+    (await fleet.apply(upto="0001_shop")).raise_for_failures()
+    look = connect(shard)
+    look.execute("INSERT INTO customer VALUES (1, 'Ada'), (2, 'Grace')")
+    (await fleet.apply()).raise_for_failures()
+    [right] = await verify_rows(fleet.config, fleet.plans[1], [shard])
+    look.execute("UPDATE customer SET upper_name = 'ALAN' WHERE id = 2")
+    [wrong] = await verify_rows(fleet.config, fleet.plans[1], [shard])
+
+    assert ("LIVE", 0, None) == (right.state, right.rows, right.note)
+    assert (1, (("2",),)) == (wrong.rows, wrong.keys)
 
 
 async def test_rows_whose_source_is_gone_are_named(one: tuple[Looking, Shard], connect: Connect) -> None:
