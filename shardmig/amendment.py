@@ -36,7 +36,7 @@ def amendable(accepted: AcceptedPlan, records: Records) -> bool:
     """
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
-    if row is None or row.sha256 == accepted.sha256 or is_as_good_as_done(plan, row):
+    if row is None or row.sha256 == accepted.sha256 or is_as_good_as_done(plan, row, shard=records.shard):
         return False
     begun = planfile.loads(row.plan, name=f"{plan.revision} in the ledger")
     problems = unamendable(begun, plan, records)

@@ -4,8 +4,8 @@ What a shard is like where plans touch it: their tables, the server's abilities,
 One round trip asks for no more than these plans need, for a new server process pays for every catalog that it has not
 yet seen. Another one follows where rows are moved between tables that react (triggers, foreign keys, rules, children),
 where a table with triggers or children gets columns, and where anything is published or rows to be moved may be written
-by a subscription. Tables that the plans themselves create do not exist yet and are not asked about. Free
-disk is not asked either: PostgreSQL does not tell it to a client, and a guess would only look like an answer.
+by a subscription. Tables that the plans themselves create do not exist yet and are not asked about. Free disk is not
+asked either: PostgreSQL does not tell it to a client, and a guess would only look like an answer.
 """
 
 from __future__ import annotations

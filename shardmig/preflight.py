@@ -206,8 +206,8 @@ async def _name_problems(session: Session, findings: Findings) -> list[str]:
     home = session.shard.schema_name
     columns = findings.columns(home)
     moves = [move for accepted in findings.plans for _, move in accepted.plan.moves]
-    named = [name for move in moves for name in (move.table, move.target or move.table)]
-    tables = [name for name in named if name not in findings.tables and findings.coming(name) is None]
+    touched = [name for move in moves for name in (move.table, move.target or move.table)]
+    tables = [name for name in touched if name not in findings.tables and findings.coming(name) is None]
     missing = [mention for move in moves for mention in unknown(mentions(move, home), columns)]
     missing += [mention for accepted in findings.plans for mention in unknown(relaxed(accepted.plan, home), columns)]
     if not tables and not missing:

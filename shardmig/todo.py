@@ -160,7 +160,7 @@ def _left(
     plan = accepted.plan
     row = records.migrations.get(plan.revision)
     if row is not None and row.sha256 != accepted.sha256:
-        if is_as_good_as_done(plan, row):
+        if is_as_good_as_done(plan, row, shard=records.shard):
             return None, _held(planfile.loads(row.plan), records)
         raise _changed(plan, row, records)
     flag = records.flags.get(plan.flag)
@@ -200,7 +200,7 @@ def _held(begun: Plan, records: Records) -> Held | None:
     return Held(begun.flag, state) if state < State.LIVE else None
 
 
-def is_as_good_as_done(plan: Plan, row: MigrationRow) -> bool:
+def is_as_good_as_done(plan: Plan, row: MigrationRow, *, shard: str) -> bool:
     """
     Say whether a shard finished a plan that this one amends.
 
@@ -213,7 +213,7 @@ def is_as_good_as_done(plan: Plan, row: MigrationRow) -> bool:
     added = [move for _, move in plan.moves if (move.table, move.target, move.writes) not in finished]
     if added:
         raise PlanChanged(
-            f"{row.revision} is finished there by the plan {row.sha256[:12]}, which did not move "
+            f"{shard}: {row.revision} is finished there by the plan {row.sha256[:12]}, which did not move "
             f"{', '.join(move.table for move in added)} as the committed one does, and what is finished is never done "
             "again. Restore script and plan file, and write a new revision for what shall be moved, too"
         )
